@@ -218,6 +218,12 @@ class BadRecord(LeaseholdError):
     template = "{place}: {record} is damaged"
 
 
+class RecordTooShort(BadRecord):
+    """Fewer bytes than the record has. `needed` and `got` in bytes."""
+
+    template = "{record} takes {needed} bytes, only {got} are here"
+
+
 class LeaderMagicError(BadRecord):
     code, name = -223, "LEADER_MAGIC"
     template = "{place}: no {record} here (magic {found:#x})"
