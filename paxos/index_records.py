@@ -16,14 +16,12 @@ from paxos.errors import (
     IndexOffsetError,
     IndexVersionError,
     InvalidUse,
-    RecordTooShort,
 )
+from paxos.fields import NAME_LENGTH, Bytes, name_of, need, pack_name, same_major, same_name
 from paxos.geometry import DEFAULT_ALIGN, MIB, Geometry, Place
-from paxos.records import NAME_LENGTH, Bytes, name_of, pack_name, same_name
 
 INDEX_MAGIC: Final = 0x01042018
 INDEX_VERSION: Final = 0x00010002
-_MAJOR_MASK: Final = 0xFFFF0000
 #: entries of an index when the caller names no number
 DEFAULT_RESOURCES: Final = 4096
 #: the lease in the area after the index, which guards changes of the index
@@ -55,7 +53,7 @@ class IndexHeader:
     @classmethod
     def unpack(cls, sector: Bytes) -> IndexHeader:
         """Decode without judging. Raises RecordTooShort."""
-        _need(sector, HEADER_LENGTH, "resource index header")
+        need(sector, HEADER_LENGTH, "resource index header")
         return cls(*_HEADER.unpack_from(sector))
 
     def pack(self) -> bytes:
@@ -78,7 +76,7 @@ class IndexHeader:
         """
         if self.magic != INDEX_MAGIC:
             raise IndexMagicError(place=place, found=self.magic)
-        if self.version & _MAJOR_MASK != INDEX_VERSION & _MAJOR_MASK:
+        if not same_major(self.version, INDEX_VERSION):
             raise IndexVersionError(place=place, found=self.version)
         if not same_name(self.lockspace_name, lockspace):
             raise IndexLockspaceError(
@@ -112,7 +110,7 @@ class IndexEntry:
     @classmethod
     def unpack(cls, area: Bytes, offset: int = 0) -> IndexEntry:
         """Decode the entry at byte `offset` without judging. Raises RecordTooShort."""
-        _need(area, offset + ENTRY_LENGTH, "resource index entry")
+        need(area, offset + ENTRY_LENGTH, "resource index entry")
         return cls(*_ENTRY.unpack_from(area, offset))
 
     @classmethod
@@ -156,10 +154,3 @@ def fresh_index(name: bytes, geometry: Geometry, rx_offset: int, max_resources: 
         lockspace_name=pack_name(name),
     )
     return header.pack().ljust(geometry.align_size, b"\0")
-
-
-def _need(data: Bytes, needed: int, record: str) -> None:
-    if len(data) < needed:
-        raise RecordTooShort(
-            place=f"a buffer of {len(data)} bytes", record=record, needed=needed, got=len(data)
-        )
