@@ -186,6 +186,19 @@ class IOTimeout(DiskError):
         self.code = -202  # type: ignore[misc]
 
 
+class NotSent(DiskError):
+    """Never started: so much I/O of this disk is overdue already that no more is sent to it."""
+
+    name = "AIO_TIMEOUT"
+    template = "{operation} of {length} at {disk}:{offset} not sent in {timeout} s, too much is in flight"
+    advice = "check the path to the disk"
+
+    def __init__(self, **facts: Any) -> None:
+        facts.setdefault("errno", errno.EBUSY)
+        super().__init__(**facts)
+        self.code = -202  # type: ignore[misc]
+
+
 class BallotReadFailed(DiskError):
     name = "DBLOCK_READ"
     template = "ballot for {resource}: {cause}"
