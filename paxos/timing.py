@@ -70,6 +70,14 @@ class Timing:
         """
         return min(10.0, 2 * self.io_timeout)
 
+    @property
+    def pause_suspected(self) -> float:
+        """Others' clocks ahead of ours by more than this since the last look: we may have been paused.
+
+        More than the phase between two renewals explains, less than the pause it takes to lose a lease.
+        """
+        return max(self.renewal_interval + 1.0, self.fire_timeout / 2)
+
     # --- judging another host by this host's io_timeout ---
 
     @property

@@ -1,7 +1,6 @@
-"""Fixtures that every floor's tests may use."""
+"""Shared set-up of all tests: the project's root is importable, fixtures of `tests/support` are known."""
 
-from __future__ import annotations
+import sys
+from pathlib import Path
 
-from tests.support.peers import images, sanlock_daemon, sanlock_daemons
-
-__all__ = ["images", "sanlock_daemon", "sanlock_daemons"]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))

@@ -1,0 +1,93 @@
+"""After an I/O error: find out what is on the disk, give up what was not granted, repair what a late write undid.
+
+An acquire, release or conversion that met an I/O error leaves a resource in doubt: its writes may have happened, or
+may still. Until that is known nothing else may be begun on the resource by this host, so that no own write can land
+behind a later one. Settling is how it gets known; while it lasts, the host answers WriteUnsettled.
+
+    1. retract at once, if no own block write is in flight: RELEASED tells the others that we do not hold it,
+       though a competitor may yet decide our value
+    2. wait until the disk gives back what is in flight
+    3. retract, whatever landed; and where the leader names us, or went back, run one acquire and release: a ballot
+       repeats what was decided, so this frees only what is provably ours and repairs the rest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paxos.errors import BallotReadFailed, BallotWriteFailed, DiskError, HeldElsewhere, IOTimeout, TryAgain
+from paxos.lease_area import LeaseArea, Scene, read_block, survey, write_block
+from paxos.liveness import Member
+from paxos.records import RELEASED, Block
+from paxos.resource import Held, Want, acquire, release
+from paxos.steps import Pending, Steps, Write, reap
+
+
+def pending_of(error: DiskError) -> Pending | None:
+    """The I/O that an operation's error left in flight, if any."""
+    while isinstance(error, BallotReadFailed | BallotWriteFailed):
+        cause = error.facts.get("cause")
+        if not isinstance(cause, DiskError):
+            return None
+        error = cause
+    return error.pending if isinstance(error, IOTimeout) else None
+
+
+def settle(member: Member, lease: LeaseArea, in_flight: Sequence[Pending], keep: Held | None = None) -> Steps[None]:
+    """Bring a resource back to a known state. `keep`: the shared lease that we still hold (a failed conversion).
+
+    Raises IOTimeout when an I/O is still in flight after a while, DiskError, BadRecord: then it is to be repeated,
+    with the I/O that is in flight then.
+    """
+    own_offset = lease.place.at(lease.geometry.block_offset(member.host_id))
+    own_in_flight = any(isinstance(p.step, Write) and p.step.offset == own_offset for p in in_flight)
+    if not own_in_flight:
+        yield from _retract(member, lease, keep)
+    for pending in in_flight:
+        yield from _reaped(member, pending)
+    yield from _retract(member, lease, keep)
+    scene = yield from survey(lease, member.host_id, member.timing.io_timeout)
+    if keep is None and (_names_us(scene, member) or _needs_repair(scene)):
+        yield from _repair(member, scene.lease)
+
+
+def _reaped(member: Member, pending: Pending) -> Steps[None]:
+    """Wait for one overdue I/O; how it ended does not matter, only that it did. Raises IOTimeout if it did not."""
+    try:
+        yield from reap(pending, member.timing.host_dead)
+    except IOTimeout:
+        raise
+    except DiskError:
+        return
+
+
+def _retract(member: Member, lease: LeaseArea, keep: Held | None) -> Steps[None]:
+    """Say RELEASED in the own block, keeping its values, and take back a mark that was not granted."""
+    block, sector = yield from read_block(lease, member.host_id, member.timing.io_timeout)
+    marked = keep is not None
+    wanted: Block = block.changed(
+        flags=RELEASED if block.accepted else block.flags,
+        mode_flags=block.mode_flags if marked else 0,
+        mode_generation=block.mode_generation if marked else 0,
+    )
+    if block.checksum_ok and wanted != block and not block.unused:
+        yield from write_block(lease, member.host_id, wanted, sector, member.timing.io_timeout)
+
+
+def _names_us(scene: Scene, member: Member) -> bool:
+    leader = scene.leader
+    return not leader.free and leader.owner_id == member.host_id and leader.owner_generation <= member.generation
+
+
+def _needs_repair(scene: Scene) -> bool:
+    """Whether a late leader write covers a version that was decided later."""
+    top = scene.top_lver
+    return scene.leader_went_back or (top > scene.leader.lver and scene.accepted_at(top) is not None)
+
+
+def _repair(member: Member, lease: LeaseArea) -> Steps[None]:
+    try:
+        held = yield from acquire(member, lease, Want(nowait=True))
+    except (HeldElsewhere, TryAgain):
+        return  # decided for somebody else, and the leader says so now
+    yield from release(member, held)
