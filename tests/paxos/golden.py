@@ -38,7 +38,7 @@ class Image:
         return _uncompressed(self.facts["file"], self.facts["sha256"])
 
     def records(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """Every record (of one type), runs of equal ones spelled out, each with its own host id and offset."""
+        """Every record (of one type); runs of equal ones are spelled out, with host id and offset of each."""
         spelled = []
         for record in self.facts["records"]:
             for number in range(record.get("repeat", 1)):
