@@ -145,7 +145,7 @@ def convert_to_exclusive(member: Member, held: Held, nowait: bool = False) -> St
     if not held.shared:
         raise AlreadyHeld(resource=held.lease.name)
     won = yield from _own_leader(member, held.lease, Want(nowait=nowait), keep_mark=True)
-    yield from _clear_shared_holders(member, won, lambda: _free_leader(member, won.lease, won.leader))
+    yield from _clear_shared_holders(member, won, lambda: free_leader(member, won.lease, won.leader))
     block = won.chosen.block.changed(mode_flags=0, mode_generation=0)
     yield from write_block(won.lease, member.host_id, block, won.chosen.sector, member.timing.io_timeout)
     return won.held(member, shared=False, block=block)
@@ -159,7 +159,7 @@ def convert_to_shared(member: Member, held: Held, lvb: bytes | None = None) -> S
         yield from write_lvb(held.lease, lvb, member.timing.io_timeout)
     block = held.block.changed(flags=RELEASED, mode_flags=SHARED, mode_generation=held.generation)
     yield from _rewrite_block(member, held, block)
-    yield from _free_leader(member, held.lease, held.leader)
+    yield from free_leader(member, held.lease, held.leader)
     return replace(held, shared=True, block=block)
 
 
@@ -179,7 +179,7 @@ def release(member: Member, held: Held, lvb: bytes | None = None, new_name: byte
         yield from _rewrite_block(member, held, held.block.changed(flags=RELEASED, mode_flags=0, mode_generation=0))
     except DiskError as error:
         failed = error
-    yield from _free_leader(member, held.lease, held.leader, new_name)
+    yield from free_leader(member, held.lease, held.leader, new_name)
     if failed is not None:
         raise failed
 
@@ -373,7 +373,7 @@ def _mark_shared(member: Member, won: _Won) -> Steps[Held]:
     block = chosen.block.changed(flags=RELEASED, mode_flags=SHARED, mode_generation=member.generation)
     yield from write_block(won.lease, member.host_id, block, chosen.sector, member.timing.io_timeout)
     try:
-        yield from _free_leader(member, won.lease, won.leader)
+        yield from free_leader(member, won.lease, won.leader)
     except ReleaseOwner:
         unmarked = block.changed(mode_flags=0, mode_generation=0)
         yield from write_block(won.lease, member.host_id, unmarked, chosen.sector, member.timing.io_timeout)
@@ -415,7 +415,7 @@ def _give_back(member: Member, won: _Won) -> Steps[None]:
     yield from release(member, won.held(member, shared=False, block=won.chosen.block))
 
 
-def _free_leader(member: Member, lease: LeaseArea, ours: Leader, new_name: bytes | None = None) -> Steps[None]:
+def free_leader(member: Member, lease: LeaseArea, ours: Leader, new_name: bytes | None = None) -> Steps[None]:
     """Set the leader free if it is as we wrote it (ondisk.md 5.5 steps 3 and 4).
 
     Where another host wrote it, our block's RELEASED flag is enough, and a write could clobber a newer leader. A

@@ -8,7 +8,8 @@ behind a later one. Settling is how it gets known; while it lasts, the host answ
        though a competitor may yet decide our value
     2. wait until the disk gives back what is in flight
     3. retract, whatever landed; and where the leader names us, or went back, run one acquire and release: a ballot
-       repeats what was decided, so this frees only what is provably ours and repairs the rest
+       repeats what was decided, so this frees only what is provably ours and repairs the rest. Where we still hold
+       the lease shared, only the leader is freed
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from paxos.errors import BallotReadFailed, BallotWriteFailed, DiskError, HeldEls
 from paxos.lease_area import LeaseArea, Scene, read_block, survey, write_block
 from paxos.liveness import Member
 from paxos.records import RELEASED, Block
-from paxos.resource import Held, Want, acquire, release
+from paxos.resource import Held, Want, acquire, free_leader, release
 from paxos.steps import Pending, Steps, Write, reap
 
 
@@ -49,6 +50,8 @@ def settle(member: Member, lease: LeaseArea, in_flight: Sequence[Pending], keep:
     scene = yield from survey(lease, member.host_id, member.timing.io_timeout)
     if keep is None and (_names_us(scene, member) or _needs_repair(scene)):
         yield from _repair(member, scene.lease)
+    elif keep is not None and _names_us(scene, member) and not _needs_repair(scene):
+        yield from free_leader(member, scene.lease, scene.leader)
 
 
 def _reaped(member: Member, pending: Pending) -> Steps[None]:
