@@ -4,3 +4,16 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.support.peers import images, sanlock_daemon, sanlock_daemons
+from tests.support.storage import faulty_disk, late_disk, loop_disk, plain_disk
+
+__all__ = [
+    "faulty_disk",
+    "images",
+    "late_disk",
+    "loop_disk",
+    "plain_disk",
+    "sanlock_daemon",
+    "sanlock_daemons",
+]

@@ -84,9 +84,7 @@ class Aio:
 
     def queue(self, number: int, fd: int, buffer: Buffer, length: int, offset: int, writing: bool) -> None:
         opcode = _PWRITE if writing else _PREAD
-        _IOCB.pack_into(
-            self._iocbs, number * 64, number, 0, opcode, 0, fd, buffer.address, length, offset, 0, 0, 0
-        )
+        _IOCB.pack_into(self._iocbs, number * 64, number, 0, opcode, 0, fd, buffer.address, length, offset, 0, 0, 0)
         self._queue[self._queued] = self._iocb_addresses[number]
         self._queued += 1
 

@@ -58,9 +58,7 @@ class Device:
         try:
             mode = os.stat(path).st_mode
             if not (stat.S_ISBLK(mode) or stat.S_ISREG(mode)):
-                raise CannotOpen(
-                    disk=path, errno=errno.ENODEV, reason="neither a block device nor a regular file"
-                )
+                raise CannotOpen(disk=path, errno=errno.ENODEV, reason="neither a block device nor a regular file")
             fd = os.open(path, flags)
         except OSError as failure:
             raise _cannot_open(path, failure) from failure

@@ -98,9 +98,7 @@ class Engine:
         result: T = task.result
         return result
 
-    def run_all(
-        self, protocols: Sequence[Steps[T]], abort: AbortSignal | None = None
-    ) -> list[T | BaseException]:
+    def run_all(self, protocols: Sequence[Steps[T]], abort: AbortSignal | None = None) -> list[T | BaseException]:
         """Drive many protocols at once; in their order, the result or the exception that each ended with."""
         tasks = [Task(steps) for steps in protocols]
         self._run(tasks, abort)
