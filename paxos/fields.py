@@ -20,9 +20,7 @@ def same_major(version: int, ours: int) -> bool:
 def need(data: Bytes, needed: int, record: str) -> None:
     """Raises RecordTooShort if `data` is less than `needed` bytes, so too few to hold `record`."""
     if len(data) < needed:
-        raise RecordTooShort(
-            place=f"a buffer of {len(data)} bytes", record=record, needed=needed, got=len(data)
-        )
+        raise RecordTooShort(place=f"a buffer of {len(data)} bytes", record=record, needed=needed, got=len(data))
 
 
 def pack_name(name: bytes) -> bytes:

@@ -79,9 +79,7 @@ class IndexHeader:
         if not same_major(self.version, INDEX_VERSION):
             raise IndexVersionError(place=place, found=self.version)
         if not same_name(self.lockspace_name, lockspace):
-            raise IndexLockspaceError(
-                place=place, found=name_of(self.lockspace_name), expected=name_of(lockspace)
-            )
+            raise IndexLockspaceError(place=place, found=name_of(self.lockspace_name), expected=name_of(lockspace))
         if self.rx_offset != rx_offset:
             raise IndexOffsetError(place=place, offset=self.rx_offset)
 

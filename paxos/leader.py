@@ -158,9 +158,7 @@ def verify_delta(leader: Leader, place: Place | str, lockspace: bytes) -> None:
     _verify_rules(leader, place, DELTA_MAGIC, _DELTA_RECORD)
 
 
-def verify_paxos(
-    leader: Leader, place: Place | str, lockspace: bytes, resource: bytes, host_id: int | None
-) -> None:
+def verify_paxos(leader: Leader, place: Place | str, lockspace: bytes, resource: bytes, host_id: int | None) -> None:
     """Check a resource lease's leader in the order of ondisk.md 5.1, then that its rules are known to us.
 
     With `host_id` None num_hosts is not compared with it. Raises LeaseCleared, LeaderMagicError,

@@ -94,9 +94,7 @@ def test_every_record_decodes_to_what_the_vectors_say(golden: Image) -> None:
                 entry = IndexEntry.unpack(data, sizes.index_entry_offset(record["index"]))
                 assert entry == IndexEntry.of(record["name"].encode(), record["res_offset"])
                 assert not entry.free
-                entry.verify(
-                    "golden", golden.facts["base_offset"] + sizes.indexed_resource_offset(record["index"])
-                )
+                entry.verify("golden", golden.facts["base_offset"] + sizes.indexed_resource_offset(record["index"]))
             case other:
                 pytest.fail(f"a record of unknown type {other}")
 
@@ -149,9 +147,7 @@ def test_a_lockspace_decodes_whole_as_it_does_slot_by_slot(golden: Image) -> Non
     records = golden.records("delta_leader")
     assert [record["host_id"] for record in records] == list(range(1, sizes.max_hosts + 1))
     for row, record in zip(rows, records, strict=True):
-        assert {field: int(row[field]) for field in LEADER_FIELDS} == {
-            field: record[field] for field in LEADER_FIELDS
-        }
+        assert {field: int(row[field]) for field in LEADER_FIELDS} == {field: record[field] for field in LEADER_FIELDS}
         assert name_of(bytes(row["space_name"])).decode() == record["space_name"]
         assert name_of(bytes(row["resource_name"])).decode() == record["resource_name"]
         assert row["checksum_ok"] == record["checksum_ok"]
@@ -236,9 +232,7 @@ def test_a_fresh_resource_is_laid_out_as_the_reference_does(golden: Image) -> No
     assert area == golden.data
 
 
-@pytest.mark.parametrize(
-    "golden", [one for one in indexes if one.name.endswith("formatted")], ids=lambda one: one.name
-)
+@pytest.mark.parametrize("golden", [one for one in indexes if one.name.endswith("formatted")], ids=lambda one: one.name)
 def test_a_fresh_index_is_laid_out_as_the_reference_does(golden: Image) -> None:
     record = golden.facts["records"][0]
     rx_offset = golden.facts["base_offset"]
