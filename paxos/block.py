@@ -96,7 +96,9 @@ class Block:
 
     def changed(self, **fields: Any) -> Block:
         """This block with other values in `fields`, the checksum for them, and undefined bytes as zeros."""
-        return replace(self, mode_padding=0, **fields).sealed()
+        changed = replace(self, mode_padding=0, **fields)
+        object.__setattr__(changed, "checksum", changed.computed_checksum)  # nobody else has seen it yet
+        return changed
 
     def into(self, sector: Bytes) -> bytes:
         """`sector` with bytes 0..55 and 128..143 replaced; the rest of it as it was."""

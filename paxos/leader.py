@@ -118,7 +118,9 @@ class Leader:
 
     def changed(self, **fields: Any) -> Leader:
         """This record with other values in `fields`, and the checksum for them."""
-        return replace(self, **fields).sealed()
+        changed = replace(self, **fields)
+        object.__setattr__(changed, "checksum", changed.computed_checksum)  # nobody else has seen it yet
+        return changed
 
     def into(self, sector: Bytes) -> bytes:
         """`sector` with this record over its first 200 bytes; the rest of it as it was."""
