@@ -27,6 +27,7 @@ from typing import Any
 from paxos.ballot import Ballot, BallotLost, Chosen, decide, number_above
 from paxos.errors import (
     AlreadyHeld,
+    BallotReadFailed,
     BallotsExhausted,
     DiskError,
     InvalidUse,
@@ -169,7 +170,12 @@ def release(member: Member, held: Held, lvb: bytes | None = None, new_name: byte
     Raises DiskError, and ReleaseOwner where the disk says that it was not ours any more.
     """
     if held.shared:
-        yield from _rewrite_block(member, held, held.block.changed(flags=RELEASED, mode_flags=0, mode_generation=0))
+        # A conversion that was refused has left the values of its ballots in the block: they must stay.
+        block, sector = yield from read_block(held.lease, member.host_id, member.timing.io_timeout)
+        if not block.checksum_ok or block.mbal < held.block.mbal:
+            raise BallotReadFailed(resource=held.lease.name, cause="the disk shows an older block of this host")
+        released = block.changed(flags=RELEASED, mode_flags=0, mode_generation=0)
+        yield from write_block(held.lease, member.host_id, released, sector, member.timing.io_timeout)
         return
     if lvb is not None:
         yield from write_lvb(held.lease, lvb, member.timing.io_timeout)
