@@ -283,11 +283,8 @@ class Resource:
     @classmethod
     def unpack_with_disks(cls, data: bytes, offset: int = 0) -> Self:
         """Raises BadMessage also for more than 4 disks. Its size on the wire is `wire_size`."""
+        cls.disks_size(data[offset : offset + cls.layout.size])
         bare = cls.unpack(data, offset)
-        if bare.num_disks > MAX_DISKS:
-            raise BadMessage(
-                what="resource", reason=f"{bare.num_disks} disks, at most {MAX_DISKS} are possible"
-            )
         start = offset + cls.layout.size
         return replace(
             bare,
@@ -298,6 +295,14 @@ class Resource:
     def wire_size(self) -> int:
         """Bytes with disks."""
         return self.layout.size + len(self.disks) * Disk.layout.size
+
+    @classmethod
+    def disks_size(cls, data: bytes) -> int:
+        """Bytes of disks that follow these 128. Raises BadMessage for more than 4 disks."""
+        count = cls.unpack(data).num_disks
+        if count > MAX_DISKS:
+            raise BadMessage(what="resource", reason=f"{count} disks, at most {MAX_DISKS} are possible")
+        return count * Disk.layout.size
 
 
 @dataclass(frozen=True, slots=True)
