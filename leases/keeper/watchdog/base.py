@@ -19,6 +19,8 @@ early.
 
 from __future__ import annotations
 
+import select
+import socket
 import time
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -29,6 +31,17 @@ from paxos.timing import Timing
 def boot_time() -> float:
     """Seconds since boot, counting suspended time: the one clock of deadlines."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def readable(channel: socket.socket, deadline: float) -> bool:
+    """Wait until `channel` has something to read or is hung up. False if it has not by `deadline` (boot time).
+
+    Sockets of watchdogs never block of themselves: one that may wait to read would also wait to send, and a
+    renewal must not.
+    """
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    return bool(poll.poll(max(deadline - boot_time(), 0.0) * 1000))
 
 
 def timing_of(renewal_time: float, expire_time: float, fire_timeout: float) -> Timing:

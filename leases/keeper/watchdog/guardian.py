@@ -11,17 +11,17 @@ nothing on a machine whose kernel hangs, and requests that were sent to the disk
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from itertools import count
 from typing import ClassVar, Literal
 
 from leases.keeper.watchdog import guardian_process as far
-from leases.keeper.watchdog.base import Watchdog, WatchdogConnection, boot_time, timing_of
+from leases.keeper.watchdog.base import Watchdog, WatchdogConnection, boot_time, readable, timing_of
 from paxos.errors import WatchdogUnavailable
 
 #: seconds the guardian may take to start, and to answer
@@ -35,25 +35,25 @@ class GuardianConnection(WatchdogConnection):
         self.name = name
         self._guardian = guardian
         self._number = number
-        self._armed = False
+        self.armed = False
         self._closed = False
         self._expire = 0.0
 
     def arm(self, renewal_time: float, expire_time: float) -> None:
         self._guardian.ask(far.ARM, self._number, times=self._times(renewal_time, expire_time), name=self.name)
         self._expire = expire_time
-        self._armed = True
+        self.armed = True
 
     def renew(self, renewal_time: float, expire_time: float) -> None:
-        if self._armed:
+        if self.armed:
             # if it is disarmed meanwhile, the guardian gets the two in one order or the other: both disarm it
             self._guardian.tell(far.RENEW, self._number, times=self._times(renewal_time, expire_time))
             self._expire = expire_time
 
     def disarm(self) -> None:
-        if self._armed:
+        if self.armed:
             self._guardian.ask(far.DISARM, self._number)
-            self._armed = False
+            self.armed = False
 
     def hold(self, pid: int, *, group: bool = False, terminate: bool = True) -> None:
         start = far.start_time(pid)
@@ -66,12 +66,12 @@ class GuardianConnection(WatchdogConnection):
         self._guardian.ask(far.UNHOLD, self._number, pid=pid)
 
     def close(self) -> None:
-        if not self._closed and not self._armed:
+        if not self._closed and not self.armed:
             self._closed = True
             self._guardian.ask(far.CLOSE, self._number)
 
     def describe(self) -> str:
-        if not self._armed:
+        if not self.armed:
             return f"{self._guardian.describe()}; {self.name} not armed"
         return f"{self._guardian.describe()}; {self.name} expires in {self._expire - boot_time():.0f} s"
 
@@ -101,13 +101,12 @@ class Guardian(Watchdog):
         grace: float | None = None,
         on_feeder_death: Literal["wait", "kill"] = "wait",
         answer_timeout: float = ANSWER_TIMEOUT,
-        clock: Callable[[], float] = boot_time,
     ) -> None:
         self.fire_timeout = fire_timeout
         self.grace = grace
         self.on_feeder_death = on_feeder_death
         self.answer_timeout = answer_timeout
-        self._clock = clock
+        self._connections: tuple[GuardianConnection, ...] = ()
         self._numbers = count(1)
         self._sequence = count(1)
         self._asking = threading.Lock()  # one question at a time; renewals ask nothing
@@ -124,7 +123,9 @@ class Guardian(Watchdog):
         with self._asking:
             if self._process is None:
                 self._start()
-        return GuardianConnection(self, next(self._numbers), name)
+            connection = GuardianConnection(self, next(self._numbers), name)
+            self._connections += (connection,)
+        return connection
 
     def check(self) -> None:
         self.open("").close()
@@ -133,8 +134,12 @@ class Guardian(Watchdog):
         """Hang up. The guardian ends at once if nothing is armed; else it does its work first, on its own."""
         with self._asking:
             channel, self._channel = self._channel, None
-            if channel is not None:
-                channel.close()
+            if channel is None or self._process is None:
+                return
+            channel.close()
+            if not any(connection.armed for connection in self._connections):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(self.answer_timeout)
 
     def describe(self) -> str:
         extras = [
@@ -165,6 +170,7 @@ class Guardian(Watchdog):
             except OSError as error:
                 ours.close()
                 raise WatchdogUnavailable(reason=f"can't start the guardian: {error.strerror}") from error
+        ours.setblocking(False)
         self._channel = ours
         flags = far.DEATH_IS_EXPIRY if self.on_feeder_death == "kill" else 0
         try:
@@ -212,16 +218,13 @@ class Guardian(Watchdog):
         return self._reply(sequence)
 
     def _reply(self, sequence: int) -> int:
-        deadline = self._clock() + self.answer_timeout
+        deadline = boot_time() + self.answer_timeout
         while True:
             channel = self._require_channel()
+            if not readable(channel, deadline):
+                raise WatchdogUnavailable(reason=f"the guardian did not answer within {self.answer_timeout} s")
             try:
-                channel.settimeout(max(deadline - self._clock(), 0.001))
                 data = channel.recv(far.REPLY.size)
-            except TimeoutError:
-                raise WatchdogUnavailable(
-                    reason=f"the guardian did not answer within {self.answer_timeout} s"
-                ) from None
             except OSError as error:
                 raise WatchdogUnavailable(reason=f"the guardian is gone: {error.strerror}") from error
             if len(data) != far.REPLY.size:
@@ -232,7 +235,7 @@ class Guardian(Watchdog):
 
     def _send(self, message: bytes) -> None:
         try:
-            self._require_channel().send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._require_channel().send(message, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             raise WatchdogUnavailable(reason="the guardian does not read what it is sent") from None
         except OSError as error:

@@ -88,14 +88,12 @@ class Holder:
         self.signalled = -REPEAT
         self._start = start
         self._pidfd = -1
-        if self.group:
-            os.killpg(pid, 0)
-            return
-        try:
-            self._pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EMFILE):
-                raise
+        if not self.group:
+            try:
+                self._pidfd = os.pidfd_open(pid)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EMFILE):
+                    raise
         try:
             if start_time(pid) != start:
                 raise OSError(errno.ESRCH, "another process has this pid now")
@@ -119,11 +117,13 @@ class Holder:
         return start_time(self.pid) == self._start
 
     def signal(self, number: int) -> None:
-        if self.group:
-            os.killpg(self.pid, number)
-        elif self._pidfd >= 0:
+        if self._pidfd >= 0:
             signal.pidfd_send_signal(self._pidfd, number)
-        elif start_time(self.pid) == self._start:
+        elif not self.alive():
+            raise OSError(errno.ESRCH, "it has ended")
+        elif self.group:
+            os.killpg(self.pid, number)
+        else:
             os.kill(self.pid, number)
 
     def forget(self) -> None:
@@ -179,7 +179,7 @@ class Guardian:
 
     def run(self) -> None:
         last_count = 0.0
-        while self.feeder is not None or self.anyone_to_stop():
+        while True:
             self.hear()
             now = boot_time()
             count_due = now >= last_count + COUNT
@@ -188,6 +188,8 @@ class Guardian:
                     connection.drop_dead()
                 connection.stop_holders(now)
             last_count = now if count_due else last_count
+            if self.feeder is None and not self.anyone_to_stop():
+                return
             if self.feeder is not None:
                 ready(self.feeder, select.POLLIN, self.pause())
             else:

@@ -44,15 +44,16 @@ class SystemdWatchdog(FedWatchdog):
         self._address = environ.get("NOTIFY_SOCKET", "")
         self._watched_pid = environ.get("WATCHDOG_PID", "")
         self._timer_seconds = _seconds(environ.get("WATCHDOG_USEC", ""))
-        if self._timer_seconds:
-            self._timer_seconds = min(self._timer_seconds, fire_timeout - abort_timeout)
+        self._watched = self._timer_seconds > 0
+        if self._watched:
+            self._timer_seconds = max(0.0, min(self._timer_seconds, fire_timeout - abort_timeout))
             self.interval = min(self.interval, max(self._timer_seconds, 0.4) / 4)
             self._run_feeder()
 
     def check(self) -> None:
         if not self._address:
             raise WatchdogUnavailable(reason="not a service of systemd that may notify it (no NOTIFY_SOCKET)")
-        if not self._timer_seconds:
+        if not self._watched:
             raise WatchdogUnavailable(reason="the unit has no WatchdogSec= (no WATCHDOG_USEC)")
         if self._timer_seconds < 1:
             raise WatchdogUnavailable(

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from leases.keeper.watchdog.base import Watchdog, WatchdogConnection, boot_time
+from leases.keeper.watchdog.base import Watchdog, WatchdogConnection, boot_time, readable
 from paxos.errors import WatchdogUnavailable
 
 SOCKET_PATH = "/run/wdmd/wdmd.sock"
@@ -141,7 +141,7 @@ class WdmdConnection(WatchdogConnection):
             raise WatchdogUnavailable(reason=f"the connection of {self.name} to wdmd is closed")
         try:
             # room for hundreds of messages lies between us: one that does not fit was preceded by many unread
-            sent = self._socket.send(message.pack(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sent = self._socket.send(message.pack(), socket.MSG_NOSIGNAL)
         except BlockingIOError:
             raise WatchdogUnavailable(reason="wdmd does not read what it is sent") from None
         except OSError as error:
@@ -155,12 +155,10 @@ class WdmdConnection(WatchdogConnection):
         deadline = boot_time() + self._watchdog.answer_timeout
         data = b""
         while len(data) < MESSAGE_SIZE:
+            if not readable(self._socket, deadline):
+                raise WatchdogUnavailable(reason=f"wdmd did not answer within {self._watchdog.answer_timeout} s")
             try:
-                self._socket.settimeout(max(deadline - boot_time(), 0.001))
                 piece = self._socket.recv(MESSAGE_SIZE - len(data))
-            except TimeoutError:
-                timeout = self._watchdog.answer_timeout
-                raise WatchdogUnavailable(reason=f"wdmd did not answer within {timeout} s") from None
             except OSError as error:
                 raise WatchdogUnavailable(reason=f"wdmd went away: {error.strerror}") from error
             if not piece:
@@ -221,6 +219,7 @@ class WdmdWatchdog(Watchdog):
         except OSError as error:
             channel.close()
             raise WatchdogUnavailable(reason=f"no wdmd at {self.path}: {error.strerror or error}") from error
+        channel.setblocking(False)
         return channel
 
     def runs(self, status: Message) -> bool:

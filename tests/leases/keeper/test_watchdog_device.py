@@ -134,7 +134,8 @@ def test_it_is_started_with_the_fire_timeout_when_the_first_lockspace_opens(
 ) -> None:
     assert machine.fires_at is None
     watchdog.open("LS:1")
-    assert (machine.timeout, machine.fires_at) == (FIRE, machine.now + FIRE)
+    assert machine.timeout == FIRE
+    assert machine.fires_at == machine.now + FIRE
 
 
 def test_it_is_fed_while_a_join_takes_long(machine: Machine, watchdog: DeviceWatchdog) -> None:
@@ -206,7 +207,7 @@ def test_no_one_who_calls_feed_can_feed_after_expiry(machine: Machine, watchdog:
 
 
 def test_disarming_the_expired_lockspace_saves_the_machine(machine: Machine, watchdog: DeviceWatchdog) -> None:
-    good, bad = watchdog.open("GOOD:1"), watchdog.open("BAD:1")
+    _good, bad = watchdog.open("GOOD:1"), watchdog.open("BAD:1")
     bad.arm(machine.now, machine.now + TIMES.renewal_fail)
     live(machine, watchdog, TIMES.renewal_fail + 40)
     bad.disarm()
