@@ -290,6 +290,7 @@ class Engine:
         device = self.devices.get(step.disk)
         if device is None:
             return self._open(task, step.disk)
+        task.opening = None
         length = step.length if isinstance(step, Read) else len(step.data)
         if (step.offset | length) & (device.sector_size - 1) or step.offset < 0 or not length:
             reason = f"not a whole number of sectors of {device.sector_size} bytes"
