@@ -154,7 +154,7 @@ class FaultyDisk(Disk):
             settings += [f"error-{operation}-file={file}"]
         # it forks by itself: in the foreground it would shut down with the shell that started it
         subprocess.run([*command, "memory", str(self.size), *settings], check=True, stdin=subprocess.DEVNULL)
-        _wait_for(pid_file.exists, "nbdkit")
+        _wait_for(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"), "nbdkit")
         self._servers[None] = int(pid_file.read_text())
         self._stack.callback(_kill, self._servers[None])
         self._stack.callback(self.resume)
@@ -195,6 +195,7 @@ class FaultyDisk(Disk):
     def hang(self, path: str | None = None) -> None:
         """From now on I/O over `path` (over every path: None) does not come back."""
         os.kill(self._servers[path], signal.SIGSTOP)
+        _wait_for(lambda: _has_stopped(self._servers[path]), "the disk to hang")
 
     def resume(self, path: str | None = None) -> None:
         """Hung I/O of `path` (None: of all) completes now, late, and new I/O works again."""
@@ -243,9 +244,7 @@ class LateDisk(Disk):
     device. Give each host its own path: that is two hosts with their own path to one disk.
     """
 
-    def __init__(
-        self, size: int = 16 * MIB, *, paths: Sequence[str] = ("a", "b"), sector_size: int = 512
-    ) -> None:
+    def __init__(self, size: int = 16 * MIB, *, paths: Sequence[str] = ("a", "b"), sector_size: int = 512) -> None:
         super().__init__(size)
         self.sector_size = sector_size
         self.files: dict[str, str] = {}
@@ -273,9 +272,7 @@ class LateDisk(Disk):
         )
         self._stack.callback(_end_child, process)
         self._socket = self._stack.enter_context(socket.socket(socket.AF_UNIX))
-        _wait_for(
-            lambda: process.poll() is not None or _connected(self._socket, str(control)), "late_fuse.py"
-        )
+        _wait_for(lambda: process.poll() is not None or _connected(self._socket, str(control)), "late_fuse.py")
         self._replies = self._stack.enter_context(self._socket.makefile("rb"))
         for name, file in self.files.items():
             loop = self._stack.enter_context(_Loop(file, self.sector_size))
@@ -318,10 +315,7 @@ class LateDisk(Disk):
 
     def held(self, rule: int | None = None) -> list[HeldIO]:
         """What is held now, by `rule` (None: by any), in the order in which it came."""
-        return [
-            HeldIO(**{**facts, "data": bytes.fromhex(facts["data"])})
-            for facts in self._ask(do="held", rule=rule)
-        ]
+        return [HeldIO(**{**facts, "data": bytes.fromhex(facts["data"])}) for facts in self._ask(do="held", rule=rule)]
 
     def wait_held(self, rule: int, timeout: float = 30.0) -> HeldIO:
         """Wait until `rule` holds something; the first of it. Raises TimeoutError."""
@@ -428,6 +422,12 @@ def _kill(pid: int) -> None:
     """The disk in memory needs no orderly end, which takes it a second."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def _has_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has reached every thread."""
+    states = [status.read_text().rsplit(")")[1].split()[0] for status in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
 
 
 def _aligned_copy(path: str, offset: int, length: int) -> bytes:
