@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.support.never_skipped import pytest_make_collect_report, pytest_runtest_makereport
 from tests.support.peers import images, sanlock_daemon, sanlock_daemons
 from tests.support.storage import faulty_disk, late_disk, loop_disk, plain_disk
 
@@ -14,6 +15,8 @@ __all__ = [
     "late_disk",
     "loop_disk",
     "plain_disk",
+    "pytest_make_collect_report",
+    "pytest_runtest_makereport",
     "sanlock_daemon",
     "sanlock_daemons",
 ]
