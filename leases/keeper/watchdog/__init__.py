@@ -49,14 +49,18 @@ def open_watchdog(
     if fire_timeout < 1:
         raise InvalidUse(reason=f"a watchdog can't fire after {fire_timeout} s")
     if kind == "auto":
+        missing = []
         for choice in (WdmdWatchdog(fire_timeout, wdmd_socket), DeviceWatchdog(fire_timeout, devices)):
             try:
                 choice.check()
-            except WatchdogUnavailable:
+            except WatchdogUnavailable as refusal:
+                missing.append(str(refusal.reason))
                 choice.close()
             else:
                 return choice
-        kind = "guardian"
+        return Guardian(
+            fire_timeout, grace=grace, on_feeder_death=on_feeder_death, because="; ".join(missing)
+        )
     if kind == "wdmd":
         return WdmdWatchdog(fire_timeout, wdmd_socket)
     if kind == "device":

@@ -45,7 +45,7 @@ def readable(channel: socket.socket, deadline: float) -> bool:
 
 
 def timing_of(renewal_time: float, expire_time: float, fire_timeout: float) -> Timing:
-    """The times of a lockspace that expires `expire_time - renewal_time` = 8 io seconds after a renewal."""
+    """The times of a lockspace that expires `expire_time - renewal_time` = 8 io after a renewal."""
     return Timing((expire_time - renewal_time) / 8, fire_timeout)
 
 

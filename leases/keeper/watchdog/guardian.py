@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from itertools import count
 from typing import ClassVar, Literal
 
@@ -28,6 +29,29 @@ from paxos.errors import WatchdogUnavailable
 ANSWER_TIMEOUT = 5.0
 
 
+class GuardianGone(WatchdogUnavailable):
+    """It was killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One message to the guardian (`guardian_process.MESSAGE`); times are boot-time seconds."""
+
+    verb: int
+    connection: int
+    flags: int = 0
+    pid: int = 0
+    start: int = 0
+    times: tuple[float, float] = (0.0, 0.0)
+    name: str = ""
+
+    def pack(self, sequence: int) -> bytes:
+        name = self.name.encode()[:64]
+        return far.MESSAGE.pack(
+            self.verb, sequence, self.connection, self.flags, self.pid, self.start, *self.times, name
+        )
+
+
 class GuardianConnection(WatchdogConnection):
     """One lockspace and the processes that use it."""
 
@@ -36,23 +60,23 @@ class GuardianConnection(WatchdogConnection):
         self._guardian = guardian
         self._number = number
         self.armed = False
-        self._closed = False
-        self._expire = 0.0
+        self._times = (0.0, 0.0)
+        self._held: dict[int, Question] = {}
 
     def arm(self, renewal_time: float, expire_time: float) -> None:
-        self._guardian.ask(far.ARM, self._number, times=self._times(renewal_time, expire_time), name=self.name)
-        self._expire = expire_time
+        self._times = self._stop_times(renewal_time, expire_time)
+        self._guardian.ask(self._arming())
         self.armed = True
 
     def renew(self, renewal_time: float, expire_time: float) -> None:
         if self.armed:
+            self._times = self._stop_times(renewal_time, expire_time)
             # if it is disarmed meanwhile, the guardian gets the two in one order or the other: both disarm it
-            self._guardian.tell(far.RENEW, self._number, times=self._times(renewal_time, expire_time))
-            self._expire = expire_time
+            self._guardian.tell(Question(far.RENEW, self._number, times=self._times))
 
     def disarm(self) -> None:
         if self.armed:
-            self._guardian.ask(far.DISARM, self._number)
+            self._guardian.ask(Question(far.DISARM, self._number))
             self.armed = False
 
     def hold(self, pid: int, *, group: bool = False, terminate: bool = True) -> None:
@@ -60,22 +84,31 @@ class GuardianConnection(WatchdogConnection):
         if not start:
             raise WatchdogUnavailable(reason=f"there is no process {pid} to guard")
         flags = (far.GROUP if group else 0) | (0 if terminate else far.NO_TERM)
-        self._guardian.ask(far.HOLD, self._number, pid=pid, start=start, flags=flags)
+        holding = Question(far.HOLD, self._number, pid=pid, start=start, flags=flags)
+        self._guardian.ask(holding)
+        self._held[pid] = holding
 
     def unhold(self, pid: int) -> None:
-        self._guardian.ask(far.UNHOLD, self._number, pid=pid)
+        self._guardian.ask(Question(far.UNHOLD, self._number, pid=pid))
+        self._held.pop(pid, None)
 
     def close(self) -> None:
-        if not self._closed and not self.armed:
-            self._closed = True
-            self._guardian.ask(far.CLOSE, self._number)
+        if not self.armed and self._guardian.forget(self):
+            self._guardian.ask(Question(far.CLOSE, self._number))
+
+    def everything(self) -> list[Question]:
+        """What a new guardian must be told."""
+        return [self._arming(), *self._held.values()] if self.armed else [*self._held.values()]
 
     def describe(self) -> str:
         if not self.armed:
             return f"{self._guardian.describe()}; {self.name} not armed"
-        return f"{self._guardian.describe()}; {self.name} expires in {self._expire - boot_time():.0f} s"
+        return f"{self._guardian.describe()}; {self.name} expires in {self._times[0] - boot_time():.0f} s"
 
-    def _times(self, renewal_time: float, expire_time: float) -> tuple[float, float]:
+    def _arming(self) -> Question:
+        return Question(far.ARM, self._number, times=self._times, name=self.name)
+
+    def _stop_times(self, renewal_time: float, expire_time: float) -> tuple[float, float]:
         """From when on holders get SIGTERM, and SIGKILL: in time to be dead before expiry + fire."""
         fire = self._guardian.fire_timeout
         timing = timing_of(renewal_time, expire_time, fire)
@@ -89,7 +122,10 @@ class Guardian(Watchdog):
 
     `grace` (seconds from SIGTERM to SIGKILL) is that of `paxos.timing` unless given, and cut so that SIGKILL
     comes in time. `on_feeder_death`: "wait" lets lockspaces expire before their users are stopped, "kill"
-    starts with that at once.
+    starts with that at once. `because` is why nothing stronger is in force, for `describe`.
+
+    A guardian that was killed is replaced, and its successor told everything: by the next call that waits for
+    an answer anyway, or in the background by the first renewal that finds it gone (and fails).
     """
 
     kind: ClassVar[str] = "guardian"
@@ -101,17 +137,20 @@ class Guardian(Watchdog):
         grace: float | None = None,
         on_feeder_death: Literal["wait", "kill"] = "wait",
         answer_timeout: float = ANSWER_TIMEOUT,
+        because: str = "",
     ) -> None:
         self.fire_timeout = fire_timeout
         self.grace = grace
         self.on_feeder_death = on_feeder_death
         self.answer_timeout = answer_timeout
+        self.because = because
         self._connections: tuple[GuardianConnection, ...] = ()
         self._numbers = count(1)
         self._sequence = count(1)
         self._asking = threading.Lock()  # one question at a time; renewals ask nothing
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._reviving = threading.Event()
         self._in_force = 0
 
     @property
@@ -126,6 +165,13 @@ class Guardian(Watchdog):
             connection = GuardianConnection(self, next(self._numbers), name)
             self._connections += (connection,)
         return connection
+
+    def forget(self, connection: GuardianConnection) -> bool:
+        """Whether it was known until now."""
+        with self._asking:
+            known = connection in self._connections
+            self._connections = tuple(one for one in self._connections if one is not connection)
+            return known
 
     def check(self) -> None:
         self.open("").close()
@@ -151,8 +197,13 @@ class Guardian(Watchdog):
             )
             if self._in_force & bit
         ]
-        who = f"guardian process {self.pid} ({', '.join(extras) or 'no privileges'})" if self.pid else "guardian"
-        return f"{who}: kills this host's users of an expired lockspace; does not reset the machine"
+        because = f" ({self.because})" if self.because else ""
+        who = (
+            f"guardian process {self.pid} ({', '.join(extras) or 'no privileges'})"
+            if self.pid
+            else "guardian"
+        )
+        return f"{who}: kills this host's users of an expired lockspace; does not reset the machine{because}"
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -174,47 +225,59 @@ class Guardian(Watchdog):
         self._channel = ours
         flags = far.DEATH_IS_EXPIRY if self.on_feeder_death == "kill" else 0
         try:
-            self._in_force = self._exchange(far.HELLO, 0, flags=flags)
+            self._in_force = self._exchange(Question(far.HELLO, 0, flags=flags))
         except WatchdogUnavailable:
             self._process.kill()
             self._process.wait()
             self._process = None
             raise
 
-    def ask(
-        self,
-        verb: int,
-        connection: int,
-        *,
-        flags: int = 0,
-        pid: int = 0,
-        start: int = 0,
-        times: tuple[float, float] = (0.0, 0.0),
-        name: str = "",
-    ) -> None:
+    def ask(self, question: Question) -> None:
         """Have the guardian do something, and wait until it has. WatchdogUnavailable if it does not."""
         with self._asking:
-            result = self._exchange(verb, connection, flags=flags, pid=pid, start=start, times=times, name=name)
+            try:
+                result = self._exchange(question)
+            except GuardianGone:
+                self._replace()
+                result = self._exchange(question)
         if result:
-            raise WatchdogUnavailable(reason=f"the guardian can't guard {pid}: {os.strerror(result)}")
+            raise WatchdogUnavailable(
+                reason=f"the guardian can't guard process {question.pid}: {os.strerror(result)}"
+            )
 
-    def tell(self, verb: int, connection: int, *, times: tuple[float, float]) -> None:
-        """Send a message that has no reply, without waiting."""
-        self._send(far.MESSAGE.pack(verb, 0, connection, 0, 0, 0, *times, b""))
+    def tell(self, question: Question) -> None:
+        """Send what has no reply, without waiting."""
+        try:
+            self._send(question.pack(0))
+        except GuardianGone:
+            if not self._reviving.is_set():
+                self._reviving.set()
+                threading.Thread(target=self._revive, name="guardian revival", daemon=True).start()
+            raise
 
-    def _exchange(
-        self,
-        verb: int,
-        connection: int,
-        *,
-        flags: int = 0,
-        pid: int = 0,
-        start: int = 0,
-        times: tuple[float, float] = (0.0, 0.0),
-        name: str = "",
-    ) -> int:
+    def _revive(self) -> None:
+        try:
+            with self._asking, contextlib.suppress(WatchdogUnavailable):
+                if self._process is None or self._process.poll() is not None:
+                    self._replace()
+        finally:
+            self._reviving.clear()
+
+    def _replace(self) -> None:
+        """Put a new guardian in the place of one that is gone."""
+        if self._channel is None or self._process is None:
+            raise WatchdogUnavailable(reason="the guardian was let go")
+        self._channel.close()
+        self._process.kill()  # one that has hung up guards nothing
+        self._process.wait()
+        self._start()
+        for connection in self._connections:
+            for question in connection.everything():
+                self._exchange(question)  # a holder that has ended meanwhile is no loss
+
+    def _exchange(self, question: Question) -> int:
         sequence = next(self._sequence)
-        self._send(far.MESSAGE.pack(verb, sequence, connection, flags, pid, start, *times, name.encode()[:64]))
+        self._send(question.pack(sequence))
         return self._reply(sequence)
 
     def _reply(self, sequence: int) -> int:
@@ -222,13 +285,15 @@ class Guardian(Watchdog):
         while True:
             channel = self._require_channel()
             if not readable(channel, deadline):
-                raise WatchdogUnavailable(reason=f"the guardian did not answer within {self.answer_timeout} s")
+                raise WatchdogUnavailable(
+                    reason=f"the guardian did not answer within {self.answer_timeout} s"
+                )
             try:
                 data = channel.recv(far.REPLY.size)
             except OSError as error:
-                raise WatchdogUnavailable(reason=f"the guardian is gone: {error.strerror}") from error
+                raise GuardianGone(reason=f"the guardian is gone: {error.strerror}") from error
             if len(data) != far.REPLY.size:
-                raise WatchdogUnavailable(reason="the guardian is gone")
+                raise GuardianGone(reason="the guardian is gone")
             answered, result = far.REPLY.unpack(data)
             if answered == sequence:  # an older one is the late answer to a question given up
                 return int(result)
@@ -239,7 +304,7 @@ class Guardian(Watchdog):
         except BlockingIOError:
             raise WatchdogUnavailable(reason="the guardian does not read what it is sent") from None
         except OSError as error:
-            raise WatchdogUnavailable(reason=f"the guardian is gone: {error.strerror}") from error
+            raise GuardianGone(reason=f"the guardian is gone: {error.strerror}") from error
 
     def _require_channel(self) -> socket.socket:
         if self._channel is None:

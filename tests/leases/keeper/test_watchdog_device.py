@@ -1,15 +1,23 @@
-"""A watchdog device is fed while every armed lockspace is renewed, and resets the machine in time when one isn't."""
+"""A device is fed while every armed lockspace is renewed, and resets the machine in time when one isn't."""
 
 from __future__ import annotations
 
 import errno
 import itertools
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from leases.keeper.watchdog.device import WDIOF_ALARMONLY, WDIOF_MAGICCLOSE, WDIOF_SETTIMEOUT, DeviceWatchdog, Support
+from leases.keeper.watchdog.base import boot_time
+from leases.keeper.watchdog.device import (
+    WDIOF_ALARMONLY,
+    WDIOF_MAGICCLOSE,
+    WDIOF_SETTIMEOUT,
+    DeviceWatchdog,
+    Support,
+)
 from paxos.errors import WatchdogUnavailable
 from paxos.timing import Timing
 
@@ -206,7 +214,9 @@ def test_no_one_who_calls_feed_can_feed_after_expiry(machine: Machine, watchdog:
     assert [watchdog.feed(machine.now) for _ in range(5)] == [False] * 5
 
 
-def test_disarming_the_expired_lockspace_saves_the_machine(machine: Machine, watchdog: DeviceWatchdog) -> None:
+def test_disarming_the_expired_lockspace_saves_the_machine(
+    machine: Machine, watchdog: DeviceWatchdog
+) -> None:
     _good, bad = watchdog.open("GOOD:1"), watchdog.open("BAD:1")
     bad.arm(machine.now, machine.now + TIMES.renewal_fail)
     live(machine, watchdog, TIMES.renewal_fail + 40)
@@ -227,7 +237,9 @@ def test_closing_the_last_one_right_after_its_expiry_stops_the_timer(
     assert machine.fires_at is None
 
 
-def test_the_letter_v_is_written_only_when_nothing_is_armed(machine: Machine, watchdog: DeviceWatchdog) -> None:
+def test_the_letter_v_is_written_only_when_nothing_is_armed(
+    machine: Machine, watchdog: DeviceWatchdog
+) -> None:
     first, second = watchdog.open("A:1"), watchdog.open("B:1")
     for connection in (first, second):
         connection.arm(machine.now, machine.now + TIMES.renewal_fail)
@@ -241,7 +253,9 @@ def test_the_letter_v_is_written_only_when_nothing_is_armed(machine: Machine, wa
     assert machine.reset_at is not None
 
 
-def test_after_the_last_one_it_is_stopped_and_can_be_started_again(machine: Machine, watchdog: DeviceWatchdog) -> None:
+def test_after_the_last_one_it_is_stopped_and_can_be_started_again(
+    machine: Machine, watchdog: DeviceWatchdog
+) -> None:
     for _ in range(2):
         connection = watchdog.open("LS:1")
         connection.arm(machine.now, machine.now + TIMES.renewal_fail)
@@ -294,7 +308,9 @@ def test_death_leaves_it_running_and_the_next_process_does_not_feed_it(machine: 
     assert machine.reset_at is not None
 
 
-def test_a_device_that_fails_to_be_fed_is_tried_again_and_says_so(machine: Machine, watchdog: DeviceWatchdog) -> None:
+def test_a_device_that_fails_to_be_fed_is_tried_again_and_says_so(
+    machine: Machine, watchdog: DeviceWatchdog
+) -> None:
     connection = watchdog.open("LS:1")
     machine.broken.add("keepalive")
     assert watchdog.feed(machine.now) is False
@@ -366,9 +382,27 @@ def test_what_is_in_force_can_be_read(machine: Machine, watchdog: DeviceWatchdog
     assert "/dev/watchdog0 (emulated)" in watchdog.describe() and "not armed" in connection.describe()
 
 
+@pytest.mark.slow
+def test_a_thread_feeds_it_in_real_time(machine: Machine) -> None:
+    watchdog = DeviceWatchdog(FIRE, ["/dev/watchdog0"], driver=machine)
+    connection = watchdog.open("LS:1")
+    now = boot_time()
+    connection.arm(now - 5, now + 5)
+    fed_at = []
+    while machine.fd is not None:  # until it is cut
+        machine.now = boot_time()
+        fed_at.append((machine.fires_at or 0) - machine.timeout)
+        time.sleep(0.05)
+    assert len(set(fed_at)) >= 2
+    connection.disarm()
+    connection.close()
+    assert machine.fires_at is None
+    watchdog.close()
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_whatever_happens_the_promise_holds(seed: int) -> None:
-    """Random renewals, stalls, disarmings and deaths: an armed lockspace's users never outlive its host's death."""
+    """Random renewals, stalls and disarmings: the machine is reset before others may take over."""
     dice = random.Random(seed)
     times = Timing(dice.choice([1, 2, 10]), FIRE)
     machine = Machine()

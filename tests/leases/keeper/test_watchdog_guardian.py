@@ -1,4 +1,4 @@
-"""The guardian kills those who use an expired lockspace, whatever became of its feeder, and never anybody else."""
+"""The guardian kills who uses an expired lockspace, whatever became of its feeder, and never anybody else."""
 
 from __future__ import annotations
 
@@ -87,7 +87,14 @@ def test_it_is_a_small_process_in_a_session_of_its_own(guardian: Guardian) -> No
 def test_it_cannot_be_ended_by_signals_that_can_be_ignored(guardian: Guardian) -> None:
     connection = guardian.open("LS:1")
     assert guardian.pid is not None
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGALRM):
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGHUP,
+        signal.SIGQUIT,
+        signal.SIGUSR1,
+        signal.SIGALRM,
+    ):
         os.kill(guardian.pid, number)
     connection.unhold(0)  # it answers
 
@@ -267,13 +274,57 @@ def test_many_lockspaces_and_holders_from_many_threads(guardian: Guardian, run: 
     assert all(alive(holder, 0) for holder in holders)
 
 
-def test_a_guardian_that_died_is_noticed_by_the_next_renewal(guardian: Guardian) -> None:
-    connection = armed(guardian, 600)
+def lose(guardian: Guardian) -> int:
+    """Kill the guardian itself, and tell its pid."""
     assert guardian._process is not None
     guardian._process.kill()
-    guardian._process.wait()
-    with pytest.raises(WatchdogUnavailable, match="gone"):
-        connection.renew(boot_time(), boot_time() + 8)
+    return guardian._process.pid
+
+
+@pytest.mark.slow
+def test_a_guardian_that_died_is_noticed_by_the_next_renewal_and_replaced(
+    guardian: Guardian, run: Any
+) -> None:
+    holder, former = run(), run()
+    connection = armed(guardian, 600)
+    connection.hold(holder.pid)
+    connection.hold(former.pid)
+    connection.unhold(former.pid)
+    lost = lose(guardian)
+    deadline = time.monotonic() + PATIENCE
+    failures = 0
+    while guardian.pid == lost or not failures:
+        assert time.monotonic() < deadline
+        try:
+            connection.renew(boot_time() - 6, boot_time() + 2)
+        except WatchdogUnavailable:
+            failures += 1
+        time.sleep(0.01)
+    assert holder.wait(PATIENCE) == -signal.SIGKILL
+    assert alive(former, 1.0)
+
+
+@pytest.mark.slow
+def test_a_guardian_that_died_is_replaced_by_the_next_call_that_may_wait(
+    guardian: Guardian, run: Any
+) -> None:
+    first, second = run(), run()
+    connection, disarmed = armed(guardian, 2.0, "A:1"), armed(guardian, 2.0, "B:1")
+    connection.hold(first.pid)
+    disarmed.hold(second.pid)
+    lose(guardian)
+    disarmed.disarm()
+    assert first.wait(PATIENCE) == -signal.SIGKILL
+    assert alive(second, 1.0)
+
+
+def test_one_that_was_let_go_is_not_replaced(guardian: Guardian) -> None:
+    connection = armed(guardian, 600)
+    guardian.close()
+    with pytest.raises(WatchdogUnavailable, match="let go"):
+        connection.renew(1, 9)
+    with pytest.raises(WatchdogUnavailable, match="let go"):
+        connection.disarm()
 
 
 @pytest.mark.slow
@@ -321,7 +372,9 @@ def feeder(run: Any, holder: int, ending: str, left: float = 1.5, **options: Any
         print("guarded", flush=True)
         {ending}
     """
-    process: subprocess.Popen[bytes] = run(sys.executable, "-c", textwrap.dedent(program), stdout=subprocess.PIPE)
+    process: subprocess.Popen[bytes] = run(
+        sys.executable, "-c", textwrap.dedent(program), stdout=subprocess.PIPE
+    )
     assert process.stdout is not None and process.stdout.readline() == b"guarded\n"
     return process
 
@@ -373,6 +426,8 @@ def test_disarming_and_exiting_harms_nobody(run: Any) -> None:
 def test_what_is_in_force_can_be_read(guardian: Guardian) -> None:
     assert guardian.describe().startswith("guardian: kills this host's users")
     connection = guardian.open("LS:1")
-    assert f"guardian process {guardian.pid}" in connection.describe() and "not armed" in connection.describe()
+    assert (
+        f"guardian process {guardian.pid}" in connection.describe() and "not armed" in connection.describe()
+    )
     connection.arm(boot_time(), boot_time() + 80)
     assert "LS:1 expires in 80 s" in connection.describe()

@@ -22,6 +22,7 @@ def test_each_kind_can_be_named_and_describes_itself(kind: str) -> None:
 def test_auto_falls_back_to_a_guardian(tmp_path: Path) -> None:
     watchdog = open_watchdog("auto", 60, wdmd_socket=str(tmp_path / "none"), devices=[str(tmp_path / "none")])
     assert watchdog.kind == "guardian"
+    assert "no wdmd at" in watchdog.describe() and "No such file" in watchdog.describe()
 
 
 def test_named_kinds_do_not_fall_back(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Against the real thing: wdmd itself as our watchdog, and the kernel's calls as the C library passes them on.
+"""Against the real thing: wdmd itself as our watchdog, and the kernel's calls as the C library has them.
 
 The device is `tests/support/watchdog_device.c`, preloaded into the process that opens it.
 """
@@ -43,7 +43,9 @@ class Device:
     def events(self) -> list[str]:
         """What was done, without the times; a run of keepalives as one."""
         words = [line.split(maxsplit=1)[1].removesuffix(" 0") for line in self.log.read_text().splitlines()]
-        return [word for n, word in enumerate(words) if word != "keepalive" or words[n - 1 : n] != ["keepalive"]]
+        return [
+            word for n, word in enumerate(words) if word != "keepalive" or words[n - 1 : n] != ["keepalive"]
+        ]
 
     def await_event(self, condition: Callable[[list[str]], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -61,11 +63,14 @@ def device(tmp_path: Path) -> Device:
 def wdmd(device: Device) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A running wdmd with /run and /dev/shm of its own, and the path of its socket from outside."""
     start = (
-        "mount -t tmpfs none /run && mount -t tmpfs none /dev/shm && mkdir /run/wdmd && touch /run/watchdog0 && "
+        "mount -t tmpfs none /run && mount -t tmpfs none /dev/shm && "
+        "mkdir /run/wdmd && touch /run/watchdog0 && "
         f"LD_PRELOAD={device.library} exec wdmd -D -H 0 -G root -w /run/watchdog0"
     )
     environment = {**os.environ, "WATCHDOG_LOG": str(device.log)}
-    process = subprocess.Popen(["unshare", "-m", "sh", "-c", start], env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", start], env=environment, stderr=subprocess.DEVNULL
+    )
     path = f"/proc/{process.pid}/root/run/wdmd/wdmd.sock"
     deadline = time.monotonic() + PATIENCE
     while True:

@@ -1,4 +1,4 @@
-"""systemd is told WATCHDOG=1 while every lockspace is renewed, and what it is told fits into the fire timeout."""
+"""systemd is told WATCHDOG=1 while every lockspace is renewed, and its timer fits into the fire timeout."""
 
 from __future__ import annotations
 

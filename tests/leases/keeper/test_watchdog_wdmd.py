@@ -1,4 +1,4 @@
-"""What is said to wdmd is byte for byte what sanlock says, and whatever wdmd answers, nobody believes in vain."""
+"""What is said to wdmd is byte for byte what sanlock says, and no answer of it is believed in vain."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ class Wdmd:
                 if message.command == OPEN_WATCHDOG and self.later:
                     self.opened = self.can_open
                     self.fire = message.fire_timeout
-                    channel.sendall(Message(OPEN_WATCHDOG, fire_timeout=self.fire if self.opened else 0).pack())
+                    channel.sendall(
+                        Message(OPEN_WATCHDOG, fire_timeout=self.fire if self.opened else 0).pack()
+                    )
         ended.set()
 
 
@@ -123,7 +125,11 @@ def test_messages_read_as_they_were_written(message: dict[str, object]) -> None:
     assert isinstance(decoded, dict)
     read = Message.unpack(data)
     assert read.pack() == data
-    assert (read.command, read.expire_time, read.name) == (decoded["cmd"], decoded["expire_time"], decoded["name"])
+    assert (read.command, read.expire_time, read.name) == (
+        decoded["cmd"],
+        decoded["expire_time"],
+        decoded["name"],
+    )
 
 
 def test_it_connects_before_the_host_lease_and_says_nothing_yet(wdmd: Wdmd, watchdog: WdmdWatchdog) -> None:
@@ -165,7 +171,9 @@ def test_another_fire_timeout_is_refused_and_nothing_stays_armed(wdmd: Wdmd, wat
     assert not any(TEST_LIVE in wdmd.commands(n) for n in range(len(wdmd.connections)))
 
 
-def test_a_device_that_was_not_fed_for_longer_than_it_runs_is_no_guard(wdmd: Wdmd, watchdog: WdmdWatchdog) -> None:
+def test_a_device_that_was_not_fed_for_longer_than_it_runs_is_no_guard(
+    wdmd: Wdmd, watchdog: WdmdWatchdog
+) -> None:
     wdmd.last_keepalive = lambda: max(0, int(boot_time()) - 100)
     with pytest.raises(WatchdogUnavailable, match="does not run"):
         WdmdWatchdog(60, wdmd.path, clock=lambda: boot_time() + 100).open("sanlock_LS:1").arm(10, 90)
@@ -202,13 +210,17 @@ def test_an_answer_that_breaks_off_is_not_waited_for_for_ever(wdmd: Wdmd, length
 
 
 @pytest.mark.parametrize("command", [REGISTER, STATUS])
-def test_a_wdmd_that_hangs_up_while_arming_is_refused(wdmd: Wdmd, watchdog: WdmdWatchdog, command: int) -> None:
+def test_a_wdmd_that_hangs_up_while_arming_is_refused(
+    wdmd: Wdmd, watchdog: WdmdWatchdog, command: int
+) -> None:
     wdmd.hang_up_on = command
     with pytest.raises(WatchdogUnavailable, match=r"hung up|went away"):
         watchdog.open("sanlock_LS:1").arm(10, 90)
 
 
-def test_a_wdmd_that_dies_later_is_noticed_by_the_next_renewal_but_one(wdmd: Wdmd, watchdog: WdmdWatchdog) -> None:
+def test_a_wdmd_that_dies_later_is_noticed_by_the_next_renewal_but_one(
+    wdmd: Wdmd, watchdog: WdmdWatchdog
+) -> None:
     wdmd.hang_up_on = TEST_LIVE
     connection = watchdog.open("sanlock_LS:1")
     connection.arm(10, 90)
