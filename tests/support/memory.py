@@ -10,18 +10,25 @@ from paxos.steps import Now, Pending, Read, Reap, Sleep, Steps, Write
 
 
 class Landed(Pending):
-    """A write that timed out; `land` puts it on the disk."""
+    """An I/O that timed out; `land` lets it happen: a write goes to the disk, a read brings what lies there then."""
 
-    __slots__ = ("landed", "world")
+    __slots__ = ("landed", "result", "world")
 
     def __init__(self, step: Read | Write, world: MemoryWorld) -> None:
         super().__init__(step)
         self.world = world
         self.landed = False
+        self.result: memoryview | None = None
 
     def land(self) -> None:
         if not self.landed and isinstance(self.step, Write):
             self.world.store(self.step)
+        elif not self.landed and isinstance(self.step, Read):
+            self.result = self.world.fetch(self.step)
+        self.landed = True
+
+    def lose(self) -> None:
+        """Let it end without having happened."""
         self.landed = True
 
 
@@ -43,6 +50,9 @@ class MemoryWorld:
     def store(self, step: Write) -> None:
         self.disks[step.disk][step.offset : step.offset + len(step.data)] = step.data
 
+    def fetch(self, step: Read) -> memoryview:
+        return memoryview(bytes(self.disks[step.disk][step.offset : step.offset + step.length]))
+
     def perform(self, step: Any) -> Any:
         """Carry out one step; raises what a driver would throw into the protocol."""
         match step:
@@ -56,7 +66,7 @@ class MemoryWorld:
                 if not pending.landed:
                     self.time += timeout
                     raise self._timeout(pending.step, pending)
-                return None
+                return pending.result
             case Read() | Write():
                 return self._transfer(step)
         raise AssertionError(step)
@@ -89,20 +99,59 @@ class MemoryWorld:
         if step.offset + length > len(disk):
             raise ShortIO(moved=max(0, len(disk) - step.offset), **facts)
         if isinstance(step, Read):
-            return memoryview(bytes(disk[step.offset : step.offset + length]))
+            return self.fetch(step)
         self.store(step)
         return None
 
+    def start(self, protocol: Steps[Any]) -> Running:
+        """Begin a protocol that is driven by hand."""
+        return Running(self, protocol)
+
     def run(self, protocol: Steps[Any]) -> Any:
         """Drive a protocol to its end."""
+        return Running(self, protocol).finish()
+
+
+class Running:
+    """A protocol driven step by step, so that others can act between its steps."""
+
+    def __init__(self, world: MemoryWorld, protocol: Steps[Any]) -> None:
+        self.world = world
+        self.protocol = protocol
+        #: what it asks for next; None when it has ended
+        self.step: Any = None
+        self.result: Any = None
+        self.failure: Exception | None = None
+        self._resume(lambda: next(protocol))
+
+    def _resume(self, how: Callable[[], Any]) -> None:
         try:
-            step = next(protocol)
-            while True:
-                try:
-                    result = self.perform(step)
-                except Exception as failure:
-                    step = protocol.throw(failure)
-                else:
-                    step = protocol.send(result)
+            self.step = how()
         except StopIteration as end:
-            return end.value
+            self.step, self.result = None, end.value
+        except Exception as failure:
+            self.step, self.failure = None, failure
+
+    def advance(self) -> None:
+        """Carry out the step it asks for."""
+        try:
+            result = self.world.perform(self.step)
+        except Exception as failed:
+            failure = failed
+            self._resume(lambda: self.protocol.throw(failure))
+        else:
+            self._resume(lambda: self.protocol.send(result))
+
+    def until(self, condition: Callable[[Any], bool]) -> Running:
+        """Carry out steps up to, and not with, one for which `condition` is true."""
+        while self.step is not None and not condition(self.step):
+            self.advance()
+        return self
+
+    def finish(self) -> Any:
+        """To the end: its result, or its failure raised."""
+        while self.step is not None:
+            self.advance()
+        if self.failure is not None:
+            raise self.failure
+        return self.result
