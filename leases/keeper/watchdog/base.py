@@ -34,7 +34,7 @@ def boot_time() -> float:
 
 
 def readable(channel: socket.socket, deadline: float) -> bool:
-    """Wait until `channel` has something to read or is hung up. False if it has not by `deadline` (boot time).
+    """Wait until `channel` has something to read or is hung up. False if neither by `deadline` (boot time).
 
     Sockets of watchdogs never block of themselves: one that may wait to read would also wait to send, and a
     renewal must not.
@@ -46,7 +46,7 @@ def readable(channel: socket.socket, deadline: float) -> bool:
 
 def timing_of(renewal_time: float, expire_time: float, fire_timeout: float) -> Timing:
     """The times of a lockspace that expires `expire_time - renewal_time` = 8 io after a renewal."""
-    return Timing((expire_time - renewal_time) / 8, fire_timeout)
+    return Timing((expire_time - renewal_time) / Timing(1).renewal_fail, fire_timeout)
 
 
 class WatchdogConnection(ABC):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -64,6 +65,12 @@ class Wdmd:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
+    def await_end(self, connection: int = 0) -> None:
+        """Wait until the connection of that number was made and has ended."""
+        deadline = time.monotonic() + 10
+        while len(self.ended) <= connection or not self.ended[connection].wait(0.01):
+            assert time.monotonic() < deadline
+
     def _accept(self) -> None:
         while True:
             try:
@@ -114,7 +121,7 @@ def test_a_lockspaces_life_is_byte_for_byte_that_of_the_reference(wdmd: Wdmd) ->
     connection.renew(2135.0, 2151.0)
     connection.disarm()
     connection.close()
-    assert wdmd.ended[0].wait(5)
+    wdmd.await_end()
     assert wdmd.connections == [[bytes.fromhex(m["hex"]) for m in MESSAGES if m["dir"] == "sanlock-to-wdmd"]]
 
 
@@ -135,7 +142,7 @@ def test_messages_read_as_they_were_written(message: dict[str, object]) -> None:
 def test_it_connects_before_the_host_lease_and_says_nothing_yet(wdmd: Wdmd, watchdog: WdmdWatchdog) -> None:
     connection = watchdog.open("sanlock_LS:1")
     connection.close()
-    assert wdmd.ended[0].wait(5)
+    wdmd.await_end()
     assert wdmd.connections == [[]]
 
 
@@ -148,7 +155,7 @@ def test_a_late_renewal_does_not_arm_again(wdmd: Wdmd, watchdog: WdmdWatchdog) -
     connection.disarm()
     connection.close()
     connection.close()
-    assert wdmd.ended[0].wait(5)
+    wdmd.await_end()
     assert wdmd.commands() == [REGISTER, REFCOUNT_SET, STATUS, TEST_LIVE, TEST_LIVE, REFCOUNT_CLEAR]
     assert Message.unpack(wdmd.connections[0][-2]).expire_time == 0
 
@@ -157,7 +164,7 @@ def test_closing_an_armed_connection_leaves_its_expiry_with_wdmd(wdmd: Wdmd, wat
     connection = watchdog.open("sanlock_LS:1")
     connection.arm(10, 90)
     connection.close()
-    assert wdmd.ended[0].wait(5)
+    wdmd.await_end()
     assert Message.unpack(wdmd.connections[0][-1]).expire_time == 90
 
 
@@ -167,7 +174,7 @@ def test_another_fire_timeout_is_refused_and_nothing_stays_armed(wdmd: Wdmd, wat
     with pytest.raises(WatchdogUnavailable, match="after 30 s, not after 60 s") as caught:
         connection.arm(10, 90)
     assert caught.value.code == -203
-    assert all(ended.wait(5) for ended in wdmd.ended)
+    wdmd.await_end(1)
     assert not any(TEST_LIVE in wdmd.commands(n) for n in range(len(wdmd.connections)))
 
 
@@ -224,7 +231,7 @@ def test_a_wdmd_that_dies_later_is_noticed_by_the_next_renewal_but_one(
     wdmd.hang_up_on = TEST_LIVE
     connection = watchdog.open("sanlock_LS:1")
     connection.arm(10, 90)
-    assert wdmd.ended[0].wait(5)
+    wdmd.await_end()
     with pytest.raises(WatchdogUnavailable, match="went away"):
         connection.renew(20, 100)
     with pytest.raises(WatchdogUnavailable):
