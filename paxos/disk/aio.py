@@ -5,6 +5,17 @@
 
 One context and its tables are allocated once; a transfer then costs one packed `iocb` of 64 bytes and two
 system calls. The interpreter lock is free during each. `wake` is one more iocb: a poll of an eventfd.
+
+Measured with bench/test_io_mechanisms.py (best case in us; ext4 on a virtio disk, Linux 6.18, 2 cores):
+
+                       read 512   64 KiB   1 MiB   write 512   engine: read 512   CPU, 32 in flight
+    preadv, no timeout       34       49     275          62                  -                   -
+    this                     40       52     288          62                 47                   9
+    io_uring                 40       56     286          68                 50                  13
+    threads                  49       70     304          72                 60                  23
+
+io_uring is no faster, is forbidden in many containers, and wants memory barriers that Python doesn't have. What it
+has over this, that submitting never blocks, the limit of I/O in flight to one device gives as well.
 """
 
 from __future__ import annotations

@@ -113,9 +113,7 @@ class Devices:
         return self._table.get(path)
 
     def open(self, path: str, timeout: float) -> Device:
-        """The device, opened if it is not, within `timeout` seconds. Raises CannotOpen (ETIMEDOUT
-        included).
-        """
+        """The device, opened if it is not, within `timeout` seconds. Raises CannotOpen (ETIMEDOUT included)."""
         device = self.get(path)
         if device is not None:
             return device
@@ -128,15 +126,14 @@ class Devices:
         return self._table[path]
 
     def start_opening(self, path: str, wake: Callable[[], None]) -> Opening:
-        """Open `path` in a thread of its own, or join in where one is at it; `wake` is called when it is
-        done.
-        """
+        """Open `path` in a thread of its own, or join in where one is at it; `wake` is called at its end."""
         with self._lock:
             opening = self._openings.get(path)
             started = opening is not None
             if opening is None:
                 opening = self._openings[path] = Opening()
-            opening.wakers.append(wake)
+            if wake not in opening.wakers:
+                opening.wakers.append(wake)
         if not started:
             threading.Thread(target=self._open, args=(path, opening), name="open", daemon=True).start()
         return opening

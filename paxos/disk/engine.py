@@ -4,9 +4,8 @@ An engine is one I/O context. One thread at a time uses it, and that thread does
 generators, starts their I/O, and waits for the first of an ended transfer, a deadline and an abort. No step
 is handed to another thread. Whoever must not wait for others (each renewal) has an engine of its own.
 
-    ready --advance--> Read, Write --> on its way --ended--> ready
-                   --> Sleep, Reap, a device not open yet, no room on the device --> waiting --deadline-->
-                   ready
+    ready --advance--> Read, Write ----------------------------------> on its way --ended--> ready
+                   --> Sleep, Reap; device not open, or without room --> waiting --deadline--> ready
 
 An I/O that is overdue is first cancelled (which disks refuse) and then parked, see channel.py: the protocol
 goes on with an IOTimeout, other protocols and other disks don't notice.
@@ -27,7 +26,7 @@ from typing import Any, TypeVar
 
 from paxos.disk.abort import AbortSignal
 from paxos.disk.channel import Channel, Overdue, Transfer, best_mechanism, facts_of, failure_of, sweep
-from paxos.disk.device import Devices, open_timed_out
+from paxos.disk.device import Device, Devices, Opening, open_timed_out
 from paxos.disk.mechanism import Mechanism
 from paxos.disk.task import Task
 from paxos.errors import Aborted, CannotOpen, DiskError, InvalidUse, NotSent
@@ -41,6 +40,8 @@ CAPACITY = 256
 _LOOK_INTERVAL = 0.01
 #: deadlines that were not needed are thrown away when there are this many more of them than tasks
 _STALE_DEADLINES = 256
+#: errors after which a device's descriptor is of no use any more; the next step opens its path again
+_GONE = (errno.ENODEV, errno.ENXIO, errno.ESTALE)
 
 
 def boot_time() -> float:
@@ -72,6 +73,8 @@ class Engine:
         self._channel = Channel(mechanism(capacity))
         self._running = False
         self._closed = False
+        #: what was in flight when a run was broken off (by Ctrl-C, say), the last time that happened
+        self.abandoned: list[Overdue] = []
         self._forget_tasks()
 
     def _forget_tasks(self) -> None:
@@ -79,8 +82,9 @@ class Engine:
         self._ready: deque[Task] = deque()
         self._deadlines: list[tuple[float, int, Task]] = []
         self._tickets = 0
-        # waiting for a device to open or for room on it; waiting for an overdue I/O
-        self._held_up: list[Task] = []
+        # by disk, who waits for it to be opened or for room on it, in order; with the ticket of that wait
+        self._held_up: dict[str, deque[tuple[Task, int]]] = {}
+        self._openings: dict[str, Opening] = {}
         self._reaping: list[tuple[Task, Overdue]] = []
         self._abort: AbortSignal | None = None
 
@@ -105,9 +109,7 @@ class Engine:
         return [task.result if task.failure is None else task.failure for task in tasks]
 
     def close(self) -> None:
-        """Never waits for a disk: with I/O in flight, context and buffers are kept aside until that is
-        back.
-        """
+        """Never waits for a disk: with I/O in flight, context and buffers are kept aside until it is back."""
         if self._running:
             raise InvalidUse(reason="an engine was closed while it was running")
         if not self._closed:
@@ -129,29 +131,26 @@ class Engine:
             raise InvalidUse(reason="an engine is used by one thread at a time, until it is closed")
         self._running = True
         channel = self._channel
-        channel.lock.acquire()
+        self._abort = abort
+        if abort is not None:
+            abort.attach(channel.wake)
         try:
-            if abort is not None:
-                self._abort = abort
-                abort.attach(channel.wake)
-            self._tasks.update(tasks)
-            self._ready.extend(tasks)
-            self._drive()
+            with channel.lock:
+                self._tasks.update(tasks)
+                self._ready.extend(tasks)
+                self._drive()
         except BaseException:
             self._start_afresh()
             raise
         finally:
             if abort is not None:
-                self._abort = None
                 abort.detach(channel.wake)
-            channel.lock.release()
             self._running = False
 
     def _start_afresh(self) -> None:
-        """Broken off in the middle (Ctrl-C, say): what is in flight is uncertain, so nothing of it is
-        used again.
-        """
+        """Broken off in the middle (Ctrl-C, say): what is in flight is uncertain, so nothing of it is used again."""
         tasks = self._tasks
+        self.abandoned = [self._channel.park(task.transfer) for task in tasks if task.transfer is not None]
         self._channel.close()
         self._forget_tasks()
         for task in tasks:
@@ -170,6 +169,8 @@ class Engine:
             if ready:
                 continue
             if not self._tasks:
+                self._held_up.clear()
+                self._openings.clear()
                 return
             self._wait()
 
@@ -189,8 +190,8 @@ class Engine:
                 self._complete(transfer, moved)
         if self._reaping:
             self._reaping = [wait for wait in self._reaping if wait[0].ticket and not self._reap(*wait)]
-        if self._held_up:
-            self._held_up = [task for task in self._held_up if task.ticket and not self._start(task)]
+        for disk in tuple(self._held_up):
+            self._let_in(disk)
         if remaining <= 0:
             self._expire()
         if self._abort is not None and self._abort.reason is not None:
@@ -246,8 +247,7 @@ class Engine:
         kind = type(step)
         if kind is Read or kind is Write:
             self._await(task, step.timeout)
-            if not self._start(task):
-                self._held_up.append(task)
+            self._enter(task, step)
         elif kind is Sleep or kind is Reap:
             self._await(task, step.seconds if kind is Sleep else step.timeout)
             if kind is Reap:
@@ -281,35 +281,57 @@ class Engine:
 
     # ------------------------------------------------------------------------------------- reads and writes
 
-    def _start(self, task: Task) -> bool:
-        """Put the task's read or write on its way, or fail it. False: not yet, its device or a place is
-        not there.
-        """
-        step = task.step
-        assert isinstance(step, (Read, Write))
-        device = self.devices.get(step.disk)
-        if device is None:
-            return self._open(task, step.disk)
-        task.opening = None
-        length = step.length if isinstance(step, Read) else len(step.data)
+    def _enter(self, task: Task, step: Read | Write) -> None:
+        """Put a read or write on its way, or in line if its device is not open or has no room."""
+        disk = step.disk
+        device = self.devices.get(disk)
+        queue = self._held_up.get(disk)
+        if queue is None:
+            if device is not None and self._start(task, step, device):
+                return
+            self._held_up[disk] = deque([(task, task.ticket)])
+        else:
+            queue.append((task, task.ticket))
+        if queue is not None or device is None:
+            self._let_in(disk)
+
+    def _let_in(self, disk: str) -> None:
+        """Start those in line for a disk, as far as it lets them in by now."""
+        queue = self._held_up[disk]
+        device = self.devices.get(disk)
+        failure = self._open(disk) if device is None else None
+        if device is None and failure is None:
+            return
+        while queue:
+            task, ticket = queue[0]
+            if ticket == task.ticket:  # else it has timed out
+                if failure is not None:
+                    self._go_on(task, error=CannotOpen(**failure.facts))
+                elif not self._start(task, task.step, device):
+                    return
+            queue.popleft()
+        del self._held_up[disk]
+
+    def _open(self, disk: str) -> CannotOpen | None:
+        """Have a disk opened. Why it can't be, or None as long as that is not known."""
+        opening = self._openings.get(disk)
+        if opening is None or (opening.done and opening.failure is None):  # never begun, or forgotten since
+            self._openings[disk] = self.devices.start_opening(disk, self._channel.wake)
+        elif opening.done:
+            del self._openings[disk]
+            return opening.failure
+        return None
+
+    def _start(self, task: Task, step: Any, device: Device | None) -> bool:
+        """Put a read or write on its way, or fail it. False: too many are on their way already."""
+        assert device is not None
+        length = step.length if type(step) is Read else len(step.data)
         if (step.offset | length) & (device.sector_size - 1) or step.offset < 0 or not length:
             reason = f"not a whole number of sectors of {device.sector_size} bytes"
             self._go_on(task, error=DiskError(**facts_of(step), errno=errno.EINVAL, reason=reason))
             return True
         task.transfer = self._channel.start(device, step, length, task)
         return task.transfer is not None
-
-    def _open(self, task: Task, path: str) -> bool:
-        opening = task.opening
-        if opening is None:
-            task.opening = self.devices.start_opening(path, self._channel.wake)
-        elif opening.done:
-            task.opening = None
-            if opening.failure is None:  # opened, and forgotten before we came to use it
-                return self._open(task, path)
-            self._go_on(task, error=CannotOpen(**opening.failure.facts))
-            return True
-        return False
 
     def _complete(self, transfer: Transfer, moved: int) -> None:
         """A transfer ended for which a task waits."""
@@ -321,6 +343,8 @@ class Engine:
             self._go_on(task, value=buffer.view[:moved])
             return
         buffer.give_back()
+        if -moved in _GONE:
+            self.devices.forget(step.disk)
         self._go_on(task, error=None if moved == transfer.length else failure_of(step, moved))
 
     def _begin_reap(self, task: Task, pending: Pending) -> None:
@@ -351,8 +375,7 @@ class Engine:
             self._go_on(task, error=step.pending.timed_out(step.timeout))
         elif task.transfer is not None:
             self._give_up(task, task.transfer, step)
-        elif task.opening is not None:
-            task.opening = None
+        elif self.devices.get(step.disk) is None:
             self._go_on(task, error=open_timed_out(step.disk, step.timeout))
         else:
             self._go_on(task, error=NotSent(**facts_of(step), timeout=step.timeout))

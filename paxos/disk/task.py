@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from paxos.disk.buffers import Buffer
-from paxos.disk.device import Opening
 from paxos.steps import Step, Steps
 
 
@@ -14,7 +13,7 @@ class Task:
 
     __slots__ = (
         *("steps", "value", "error"),
-        *("step", "ticket", "transfer", "opening", "buffer"),
+        *("step", "ticket", "transfer", "buffer"),
         *("aborted", "result", "failure"),
     )
 
@@ -28,8 +27,6 @@ class Task:
         self.ticket = 0
         #: set while a read or write is on its way
         self.transfer: Any = None
-        #: set while it waits for its device to be opened
-        self.opening: Opening | None = None
         #: what the view of its last read lies in
         self.buffer: Buffer | None = None
         self.aborted = False

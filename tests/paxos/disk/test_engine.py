@@ -163,6 +163,14 @@ def test_a_disk_that_is_not_there(engine: Engine, tmp_path: Path) -> None:
     assert type(failure) is CannotOpen and failure.errno == errno.ENOENT
 
 
+def test_all_that_use_a_disk_that_is_not_there_are_told(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    for failure in engine.run_all([failing(Read(str(path), 0, 512, 30.0)) for _ in range(20)]):
+        assert type(failure) is CannotOpen
+    path.write_bytes(bytes(4096))
+    assert len(engine.run(read(str(path), 0, 512, 30.0))) == 512
+
+
 def test_a_disk_that_may_only_be_read(plain_disk: PlainDisk) -> None:
     with Engine(Devices(read_only=True)) as engine:
         assert bytes(engine.run(read(plain_disk.path, 0, 512, 30.0))) == bytes(512)

@@ -113,6 +113,21 @@ def test_what_the_kernel_does_not_take_fails(engine: Engine, script: Script, pla
     engine.run(read(plain_disk.path, 0, 512, 10.0))
 
 
+@pytest.mark.parametrize("gone", [errno.ENODEV, errno.ENXIO, errno.ESTALE])
+def test_a_device_that_went_away_is_opened_again(
+    engine: Engine, script: Script, plain_disk: PlainDisk, gone: int
+) -> None:
+    before = engine.devices.get(plain_disk.path)
+    script.waits = [(0.0, [(FIRST, -gone)])]
+    with pytest.raises(DiskError) as failure:
+        engine.run(read(plain_disk.path, 0, 512, 10.0))
+    assert failure.value.errno == gone
+    assert engine.devices.get(plain_disk.path) is None
+    assert engine.devices.open(plain_disk.path, 30.0) is not before
+    script.waits = [(0.0, [(FIRST, 512)])]
+    engine.run(read(plain_disk.path, 0, 512, 10.0))
+
+
 def test_deadlines_that_were_not_needed_do_not_pile_up(engine: Engine, script: Script, plain_disk: PlainDisk) -> None:
     def reader() -> Steps[int]:
         for _ in range(10 * _STALE_DEADLINES):

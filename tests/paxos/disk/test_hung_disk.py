@@ -252,6 +252,15 @@ class TestNobodyElseNotices:
         assert isinstance(results[0], CannotOpen)
         assert all(isinstance(result, memoryview) for result in results[1:])
 
+    def test_all_that_wait_for_a_hung_open_are_told(self, engine: Engine, faulty_disk: FaultyDisk) -> None:
+        faulty_disk.hang("a")
+        file = faulty_disk.files["a"]
+        for _ in range(2):
+            for result in engine.run_all([read(file, 0, 512, SHORT) for _ in range(5)]):
+                assert isinstance(result, CannotOpen) and result.errno == errno.ETIMEDOUT
+        faulty_disk.resume()
+        assert len(engine.run(read(file, 0, 512, LONG))) == 512
+
     def test_no_more_is_sent_to_a_disk_than_its_queue_takes_without_blocking(
         self, faulty_disk: FaultyDisk, plain_disk: PlainDisk
     ) -> None:
@@ -327,12 +336,13 @@ class TestClosing:
             writer: Steps[None] = write(late_disk.path, 512, b"late" * 128, LONG)
             with pytest.raises(KeyboardInterrupt):
                 engine.run_all([writer, interrupted()])
+            (left,) = engine.abandoned
             for _ in range(10):
                 engine.run(write(late_disk.path, 4096, b"next" * 128, LONG))
+            assert not left.landed
             late_disk.release()
-            end = time.monotonic() + LONG
-            while late_disk.read(512, 512) != b"late" * 128:
-                assert time.monotonic() < end
+            wait_until_landed(left)
+            assert late_disk.read(512, 512) == b"late" * 128
 
 
 class TestFailingDisks:
