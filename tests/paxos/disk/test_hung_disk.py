@@ -46,6 +46,12 @@ def overdue(step: Read | Write) -> Steps[Overdue]:
     raise AssertionError(f"{step} was done")
 
 
+def time_out(engine: Engine, step: Read | Write) -> Overdue:
+    """Run a step that times out, on a disk that was open before."""
+    engine.devices.open(step.disk, LONG)
+    return engine.run(overdue(step))
+
+
 def wait_until_landed(pending: Overdue) -> None:
     end = time.monotonic() + LONG
     while not pending.landed:
@@ -56,16 +62,16 @@ def wait_until_landed(pending: Overdue) -> None:
 class TestEveryKindOfStepEndsInTime:
     def test_read(self, engine: Engine, late_disk: LateDisk) -> None:
         late_disk.hold("a", operation="read")
-        assert not engine.run(overdue(Read(late_disk.path, 512, 512, SHORT))).landed
+        assert not time_out(engine, Read(late_disk.path, 512, 512, SHORT)).landed
 
     def test_write(self, engine: Engine, late_disk: LateDisk) -> None:
         late_disk.hold("a")
-        assert not engine.run(overdue(Write(late_disk.path, 512, b"x" * 512, SHORT))).landed
+        assert not time_out(engine, Write(late_disk.path, 512, b"x" * 512, SHORT)).landed
         assert late_disk.read(512, 512) == bytes(512)
 
     def test_reap(self, engine: Engine, late_disk: LateDisk) -> None:
         late_disk.hold("a")
-        pending = engine.run(overdue(Write(late_disk.path, 512, b"x" * 512, SHORT)))
+        pending = time_out(engine, Write(late_disk.path, 512, b"x" * 512, SHORT))
         with pytest.raises(IOTimeout) as failure:
             engine.run(reap(pending, SHORT))
         assert failure.value.pending is pending
@@ -97,7 +103,7 @@ class TestEveryKindOfStepEndsInTime:
 class TestWhatComesBackLate:
     def test_a_write_lands_and_says_so(self, engine: Engine, late_disk: LateDisk) -> None:
         late_disk.hold("a")
-        pending = engine.run(overdue(Write(late_disk.path, 512, b"x" * 512, SHORT)))
+        pending = time_out(engine, Write(late_disk.path, 512, b"x" * 512, SHORT))
         late_disk.release()
         wait_until_landed(pending)
         assert engine.run(reap(pending, LONG)) is None
@@ -106,7 +112,7 @@ class TestWhatComesBackLate:
     def test_a_read_gives_what_it_read(self, engine: Engine, late_disk: LateDisk) -> None:
         late_disk.hold("a", operation="read")
         late_disk.write(512, b"before" + bytes(506))
-        pending = engine.run(overdue(Read(late_disk.path, 512, 512, SHORT)))
+        pending = time_out(engine, Read(late_disk.path, 512, 512, SHORT))
         late_disk.write(512, b"after" + bytes(507))
         late_disk.release()
         assert bytes(engine.run(reap(pending, LONG)) or b"")[:6] == b"after\0"
@@ -114,8 +120,8 @@ class TestWhatComesBackLate:
     def test_a_read_can_be_reaped_once_a_write_as_often_as_one_likes(self, engine: Engine, late_disk: LateDisk) -> None:
         late_disk.hold("a", operation="read")
         late_disk.hold("a", operation="write")
-        late_read = engine.run(overdue(Read(late_disk.path, 512, 512, SHORT)))
-        late_write = engine.run(overdue(Write(late_disk.path, 512, bytes(512), SHORT)))
+        late_read = time_out(engine, Read(late_disk.path, 512, 512, SHORT))
+        late_write = time_out(engine, Write(late_disk.path, 512, bytes(512), SHORT))
         late_disk.release()
         for _ in range(2):
             engine.run(reap(late_write, LONG))
@@ -125,7 +131,7 @@ class TestWhatComesBackLate:
 
     def test_a_failure_comes_late_too(self, engine: Engine, late_disk: LateDisk) -> None:
         late_disk.hold("a")
-        pending = engine.run(overdue(Write(late_disk.path, 512, b"x" * 512, SHORT)))
+        pending = time_out(engine, Write(late_disk.path, 512, b"x" * 512, SHORT))
         late_disk.release(failure=errno.EIO)
         with pytest.raises(DiskError) as failure:
             engine.run(reap(pending, LONG))
@@ -134,7 +140,7 @@ class TestWhatComesBackLate:
 
     def test_a_write_may_have_happened_though_it_timed_out(self, engine: Engine, late_disk: LateDisk) -> None:
         late_disk.hold("a", landing="at once")
-        pending = engine.run(overdue(Write(late_disk.path, 512, b"x" * 512, SHORT)))
+        pending = time_out(engine, Write(late_disk.path, 512, b"x" * 512, SHORT))
         assert late_disk.read(512, 512) == b"x" * 512
         assert not pending.landed
 
@@ -155,7 +161,7 @@ class TestWhatComesBackLate:
     def test_its_buffer_is_not_used_before_it_is_back(self, engine: Engine, late_disk: LateDisk) -> None:
         """Whatever is written meanwhile, what lands is what was asked."""
         late_disk.hold("a", offset=512, length=512)
-        pending = engine.run(overdue(Write(late_disk.path, 512, b"late" * 128, SHORT)))
+        pending = time_out(engine, Write(late_disk.path, 512, b"late" * 128, SHORT))
         for number in range(50):
             engine.run(write(late_disk.path, 4096, b"%4d" % number * 128, LONG))
         late_disk.release()
@@ -166,7 +172,7 @@ class TestWhatComesBackLate:
         with Engine() as engine:
             late_disk.hold("a", operation="read", count=3)
             for _ in range(3):
-                engine.run(overdue(Read(late_disk.path, 512, 512, SHORT)))
+                time_out(engine, Read(late_disk.path, 512, 512, SHORT))
             assert engine._channel.in_flight == 3
             late_disk.release()
             while engine._channel.in_flight:
@@ -176,7 +182,7 @@ class TestWhatComesBackLate:
     def test_what_landed_but_was_never_reaped_gives_its_buffer_back(self, late_disk: LateDisk) -> None:
         with Engine() as engine:
             late_disk.hold("a", operation="read")
-            pending = engine.run(overdue(Read(late_disk.path, 512, 512, SHORT)))
+            pending = time_out(engine, Read(late_disk.path, 512, 512, SHORT))
             late_disk.release()
             wait_until_landed(pending)
             assert len(engine._channel.pool._free[4096]) == 0
@@ -188,7 +194,7 @@ class TestAnotherEngine:
     def test_reaps_it(self, engine: Engine, late_disk: LateDisk) -> None:
         """Its own engine is idle: whoever asks looks after it."""
         late_disk.hold("a", operation="read")
-        pending = engine.run(overdue(Read(late_disk.path, 512, 512, SHORT)))
+        pending = time_out(engine, Read(late_disk.path, 512, 512, SHORT))
         with Engine() as other:
             with pytest.raises(IOTimeout):
                 other.run(reap(pending, SHORT))
@@ -198,7 +204,7 @@ class TestAnotherEngine:
 
     def test_reaps_it_while_its_own_is_busy(self, engine: Engine, late_disk: LateDisk) -> None:
         late_disk.hold("a")
-        pending = engine.run(overdue(Write(late_disk.path, 512, b"x" * 512, SHORT)))
+        pending = time_out(engine, Write(late_disk.path, 512, b"x" * 512, SHORT))
         stop = threading.Event()
 
         def busy() -> Steps[None]:
@@ -215,7 +221,7 @@ class TestAnotherEngine:
 
     def test_reaps_it_after_its_own_was_closed(self, engine: Engine, late_disk: LateDisk) -> None:
         late_disk.hold("a")
-        pending = engine.run(overdue(Write(late_disk.path, 512, b"x" * 512, SHORT)))
+        pending = time_out(engine, Write(late_disk.path, 512, b"x" * 512, SHORT))
         engine.close()
         late_disk.release()
         with Engine() as other:
@@ -244,13 +250,21 @@ class TestNobodyElseNotices:
     def test_other_disks_go_on_while_one_is_being_opened(
         self, engine: Engine, faulty_disk: FaultyDisk, plain_disk: PlainDisk
     ) -> None:
+        engine.devices.open(plain_disk.path, LONG)
         faulty_disk.hang("a")
-        results = engine.run_all(
-            [read(faulty_disk.files["a"], 0, 512, 5 * SHORT)]
-            + [read(plain_disk.path, 512 * number, 512, SHORT * 4) for number in range(5)]
-        )
-        assert isinstance(results[0], CannotOpen)
-        assert all(isinstance(result, memoryview) for result in results[1:])
+        progress: list[int] = []
+
+        def hung() -> Steps[int]:
+            with pytest.raises(CannotOpen):
+                yield Read(faulty_disk.files["a"], 0, 512, 5 * SHORT)
+            return len(progress)
+
+        def healthy() -> Steps[None]:
+            for number in range(5):
+                yield Read(plain_disk.path, 512 * number, 512, LONG)
+                progress.append(number)
+
+        assert engine.run_all([hung(), healthy()]) == [5, None]
 
     def test_all_that_wait_for_a_hung_open_are_told(self, engine: Engine, faulty_disk: FaultyDisk) -> None:
         faulty_disk.hang("a")
@@ -285,7 +299,8 @@ class TestNobodyElseNotices:
             engine.run(read(late_disk.path, 0, 512, LONG))
             late_disk.hold("a", offset=512, operation="read", count=2)
             for _ in range(2):
-                engine.run(overdue(Read(late_disk.path, 512, 512, SHORT)))
+                time_out(engine, Read(late_disk.path, 512, 512, SHORT))
+            engine.devices.open(late_disk.devices["b"], LONG)
             with pytest.raises(NotSent):  # not even to another disk
                 engine.run(read(late_disk.devices["b"], 0, 512, SHORT))
             late_disk.release()
@@ -307,7 +322,7 @@ class TestClosing:
     def test_does_not_wait_for_the_disk(self, late_disk: LateDisk) -> None:
         late_disk.hold("a")
         engine = Engine()
-        pending = engine.run(overdue(Write(late_disk.path, 512, b"late" * 128, SHORT)))
+        pending = time_out(engine, Write(late_disk.path, 512, b"late" * 128, SHORT))
         engine.close()
         assert pending.channel in channel._left_behind
         late_disk.release()
@@ -318,7 +333,7 @@ class TestClosing:
 
     def test_keeps_a_forgotten_device_open_until_its_io_is_back(self, engine: Engine, late_disk: LateDisk) -> None:
         late_disk.hold("a")
-        pending = engine.run(overdue(Write(late_disk.path, 512, b"late" * 128, SHORT)))
+        pending = time_out(engine, Write(late_disk.path, 512, b"late" * 128, SHORT))
         engine.devices.close()
         late_disk.release()
         wait_until_landed(pending)
