@@ -169,9 +169,7 @@ class Mount:
             # what is held counts as background: its limit must never be reached
             self.answer(
                 unique,
-                _INIT_OUT.pack(
-                    7, min(minor, 31), readahead, flags, 4096, 4096, _MAX_TRANSFER, 1, pages, 0, 0
-                ),
+                _INIT_OUT.pack(7, min(minor, 31), readahead, flags, 4096, 4096, _MAX_TRANSFER, 1, pages, 0, 0),
             )
         elif opcode in (_GETATTR, _SETATTR):
             self.answer(unique, self._attributes())
