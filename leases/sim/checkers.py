@@ -8,7 +8,7 @@ raises Violation at that moment, with the trace still showing how it came about.
                                    bytes of the disk changed; late: nobody waits for this write any more
     granted(holding)               a client has got a lease, as it sees it
     letting_go(holding)            its client begins to release it, or has been told that it is lost
-    released(holding)              the release is done
+    released(holding)              its host begins to give it back on the disk
     gone(holding)                  the holder was killed, or its machine reset
     joined(member) / left(member)  a process believes to own a host id / no longer
     laid_out()                     the volume was initialised anew under everybody
@@ -184,10 +184,9 @@ class Tokens:
 
     def granted(self, holding: Holding) -> None:
         last = self._last.get(holding.resource)
-        if last is not None and (
-            holding.token < last.token
-            or (holding.token == last.token and (holding.exclusive or last.exclusive))
-        ):
+        if last is not None and holding.token <= last.token:
+            if holding.token == last.token and holding.process is last.process and not holding.exclusive:
+                return  # converted to shared
             raise Violation("tokens grow", f"{holding} was granted after {last}")
         self._last[holding.resource] = holding
 

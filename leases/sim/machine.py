@@ -242,34 +242,67 @@ def _start(task: Task) -> None:
 
 
 class Watchdog:
-    """Resets the machine `fire` true seconds after it was last fed, or up to `early` seconds before that.
+    """Resets the machine if its lockspace is not renewed: the hardware, and who feeds it.
 
-    That is its contract: it may be as late as `fire`, never later. It counts true time, whatever the
-    machine's clock does.
+    It is told a time of the host's clock, `expire`. Until `margin` seconds before that the hardware is fed, without
+    a pause, so as late as the contract allows; the hardware fires `fire` true seconds after its last feeding, or
+    up to `early` seconds sooner. A suspended machine feeds nothing, while the hardware counts on.
     """
 
-    def __init__(self, machine: Machine, fire: float, draw_early: Callable[[], float]) -> None:
+    def __init__(self, machine: Machine, fire: float, margin: float, draw_early: Callable[[], float]) -> None:
         self.machine = machine
         self.fire = fire
-        self.draw_early = draw_early
+        self.margin = margin
         self.armed = False
-        #: true time by which the machine has been reset if it is not fed again
-        self.deadline = 0.0
-        self._fires_at = 0.0
+        self._draw_early = draw_early
+        self._early = 0.0
+        #: true time of the last feeding as far as is known now; it may lie in the future
+        self._fed_until = -fire
+        self._expire = 0.0
         self._watching = False
 
-    def feed(self) -> None:
+    @property
+    def deadline(self) -> float:
+        """True time by which the machine has been reset, if it is never fed again."""
+        return min(self.machine.world.now, self._fed_until) + self.fire
+
+    def renew(self, expire: float) -> None:
+        """Arm it, or move its expiry to a time of the host's clock. What has expired stays so."""
         world = self.machine.world
-        world.note(self.machine.number, "watchdog", "F")
+        if self.armed and world.now > self._fed_until:
+            return
+        world.note(self.machine.number, "watchdog", "F", 0, f"until {expire:.3f}")
         self.armed = True
-        self.deadline = world.now + self.fire
-        self._fires_at = self.deadline - self.draw_early()
+        self._expire = expire
+        self._early = self._draw_early()
+        self._feed_on()
         if not self._watching:
             self._watching = True
             world.at(self._fires_at, self._check, self.machine.boots)
 
     def disarm(self) -> None:
+        self._fed_until = min(self._fed_until, self.machine.world.now)
         self.armed = False
+
+    def stand_still(self) -> None:
+        """The machine is suspended, and nothing feeds."""
+        self._fed_until = min(self._fed_until, self.machine.world.now)
+        if self.armed:
+            self.machine.world.at(self._fires_at, self._check, self.machine.boots)
+
+    def go_on(self) -> None:
+        if self.armed:
+            self._feed_on()
+
+    def _feed_on(self) -> None:
+        now, clock = self.machine.world.now, self.machine.clock
+        last = self._expire - self.margin - clock.read(now)
+        if last > 0:
+            self._fed_until = now + clock.true_delay(last)
+
+    @property
+    def _fires_at(self) -> float:
+        return self._fed_until + self.fire - self._early
 
     def _check(self, boots: int) -> None:
         if boots != self.machine.boots:
@@ -285,11 +318,12 @@ class Watchdog:
 class Machine:
     """A host of the cluster. `number` is the machine's, 1 based; which host id it takes is not its affair."""
 
-    def __init__(self, world: World, number: int, *, fire: float, rate: float = 1.0) -> None:
+    def __init__(self, world: World, number: int, *, fire: float, margin: float, rate: float = 1.0) -> None:
         self.world = world
         self.number = number
         self.rate = rate
         self.fire = fire
+        self.margin = margin
         self.random: Random = world.stream(f"machine {number}")
         #: true seconds by which a watchdog may fire before its deadline
         self.watchdog_early = 0.0
@@ -301,7 +335,7 @@ class Machine:
         self.on_reset: Callable[[Machine], None] | None = None
         self.on_boot: Callable[[Machine], None] | None = None
         self.clock = HostClock(world.now, 0.0, rate)
-        self.watchdog = Watchdog(self, fire, self._draw_early)
+        self.watchdog = Watchdog(self, fire, margin, self._draw_early)
         self._suspended = False
 
     def _draw_early(self) -> float:
@@ -313,7 +347,7 @@ class Machine:
         self.up = True
         self.boots += 1
         self.clock = HostClock(self.world.now, 5.0 + self.random.random() * 20.0, self.rate)
-        self.watchdog = Watchdog(self, self.fire, self._draw_early)
+        self.watchdog = Watchdog(self, self.fire, self.margin, self._draw_early)
         self.world.note(self.number, "machine", "^")
         if self.on_boot is not None:
             self.on_boot(self)
@@ -343,6 +377,7 @@ class Machine:
         self.world.note(self.number, "machine", "p", 0, "clock stands still" if clock_still else "")
         if clock_still:
             self.clock.stand_still(self.world.now)
+        self.watchdog.stand_still()
         for process in self.processes:
             process.pause()
 
@@ -352,6 +387,7 @@ class Machine:
             return
         self._suspended = False
         self.clock.run_on(self.world.now)
+        self.watchdog.go_on()
         self.world.note(self.number, "machine", "P")
         for process in list(self.processes):
             process.run_on()

@@ -22,7 +22,7 @@ class Ground:
         self.world = World(seed, Judge(rules))
         self.plan = Plan(seed, faults)
         self.disk = SimDisk(self.world, "disk", 4 << 20, remember_s=faults.stale_s)
-        self.machines = [Machine(self.world, number, fire=60.0) for number in range(1, hosts + 1)]
+        self.machines = [Machine(self.world, number, fire=60.0, margin=2.0) for number in range(1, hosts + 1)]
         self.paths = [Path(machine, self.disk, self.plan) for machine in self.machines]
         self.processes = []
         for machine in self.machines:

@@ -61,9 +61,9 @@ def test_a_grant_before_the_old_owners_watchdog_has_to_fire(ground):
     it = ground(rules=(OneOwner(), WatchdogFirst()))
     judge = it.world.judge
     judge.granted(_holding(it, 0, 1))
-    it.machines[0].watchdog.feed()
+    it.machines[0].watchdog.renew(it.machines[0].clock.read(0.0) + 8)
     it.processes[0].kill()  # nobody holds it any more, but nobody released it either
-    it.world.run(until=59)
+    it.world.run(until=65)
     with pytest.raises(Violation, match="watchdog first"):
         judge.granted(_holding(it, 1, 2))
 
@@ -74,13 +74,14 @@ def test_a_grant_after_the_deadline_after_a_reset_or_after_a_release_is_fine(gro
         judge = it.world.judge
         holding = _holding(it, 0, 1)
         judge.granted(holding)
-        it.machines[0].watchdog.feed()
+        it.machines[0].watchdog.renew(it.machines[0].clock.read(0.0) + 8)
         if what == "reset":
             it.machines[0].reset("by hand")
         if what == "release":
             judge.letting_go(holding)
             judge.released(holding)
         if what == "deadline":
+            it.machines[0].watchdog.disarm()
             it.world.run(until=61)
         judge.granted(_holding(it, 1, 2))
 

@@ -72,36 +72,72 @@ def test_a_killed_process_takes_no_further_step_and_its_write_lands_all_the_same
     assert len(gone) == 1
 
 
-def test_a_watchdog_resets_the_machine_when_it_is_not_fed_and_never_after_its_deadline(ground):
+def _renewed(it, times, every=2.0):
+    """A process that renews its watchdog `times` times, each time until 8 seconds later."""
+    machine = it.machines[0]
+
+    def renewals():
+        for _ in range(times):
+            machine.watchdog.renew((yield from now()) + 8)
+            yield Sleep(every)
+
+    it.processes[0].spawn("renewals", renewals())
+
+
+def test_a_watchdog_resets_the_machine_when_it_is_not_renewed_and_never_after_its_deadline(ground):
     it, resets = ground(), []
     machine = it.machines[0]
     machine.watchdog_early = 12.0
     machine.on_reset = lambda machine: resets.append(it.world.now)
-
-    def feeder():
-        for _ in range(10):
-            machine.watchdog.feed()
-            yield Sleep(20)
-
-    it.processes[0].spawn("feeder", feeder())
+    _renewed(it, 10)
     it.world.run(until=1000)
-    last_feed = 9 * 20
+    last_feed = 18 + 8 - machine.margin
     assert len(resets) == 1 and last_feed + 48 <= resets[0] <= last_feed + 60
     assert not machine.up and machine.processes == {}
 
 
+def test_a_watchdog_that_has_expired_is_not_fed_again(ground):
+    it, resets = ground(), []
+    it.machines[0].on_reset = lambda machine: resets.append(it.world.now)
+    _renewed(it, 10, every=6.5)
+    it.world.run(until=1000)
+    assert resets == [6 + 60]
+
+
 def test_a_disarmed_watchdog_does_nothing(ground):
     it = ground()
-    it.machines[0].watchdog.feed()
+    _renewed(it, 1)
     it.world.at(30, lambda _: it.machines[0].watchdog.disarm())
     it.world.run(until=1000)
     assert it.machines[0].up
 
 
+def test_the_watchdog_of_a_suspended_machine_counts_on_whatever_its_clock_does(ground):
+    for still in (False, True):
+        it, resets = ground(), []
+        it.machines[0].on_reset = lambda machine, resets=resets, it=it: resets.append(it.world.now)
+        _renewed(it, 1000)
+        it.world.at(101, lambda _, it=it, still=still: it.machines[0].suspend(clock_still=still))
+        it.world.run(until=1000)
+        assert resets == [101 + 60]
+
+
+def test_a_machine_that_wakes_with_its_clock_behind_is_fed_again(ground):
+    """That is what makes a clock that stands still so dangerous: its own time says that nothing happened."""
+    it = ground()
+    machine = it.machines[0]
+    _renewed(it, 1)
+    boots = machine.boots
+    it.world.at(1, lambda _: machine.suspend(clock_still=True))
+    it.world.at(51, lambda _: machine.wake(boots))
+    it.world.run(until=55)
+    assert machine.watchdog.deadline == 55 + 60
+
+
 def test_a_machine_comes_up_with_a_new_clock_and_an_unarmed_watchdog(ground):
     it = ground()
     machine = it.machines[0]
-    machine.watchdog.feed()
+    _renewed(it, 1)
     it.world.run(until=500)
     assert not machine.up
     machine.boot()
