@@ -59,8 +59,8 @@ def own_leader(member: Member, lease: LeaseArea, want: Want, keep_mark: bool) ->
     for _ in range(MAX_LOOKS):
         scene = yield from survey(lease, member.host_id, member.timing.io_timeout)
         lease = scene.lease
-        if want.lver is not None and scene.leader.lver != want.lver:
-            raise LverMismatch(resource=lease.name, lver=scene.leader.lver, wanted=want.lver)
+        if want.lver is not None and scene.decided_lver != want.lver:
+            raise LverMismatch(resource=lease.name, lver=scene.decided_lver, wanted=want.lver)
         if want.num_hosts is not None and not 1 <= want.num_hosts <= lease.geometry.max_hosts:
             raise InvalidUse(reason=f"num_hosts {want.num_hosts} is not within 1..{lease.geometry.max_hosts}")
         unchanged = True

@@ -64,6 +64,19 @@ class Scene:
         """Whether versions later than the leader's are known to have been decided."""
         return self.top_lver > self.leader.lver + 1
 
+    @property
+    def leader_behind(self) -> bool:
+        """Whether a later version than the leader's was decided, or may have been: a ballot will put it right."""
+        top = self.top_lver
+        return self.leader_went_back or (top > self.leader.lver and self.accepted_at(top) is not None)
+
+    @property
+    def decided_lver(self) -> int:
+        """The highest version that was decided, as far as is known: a late write may have set the leader back."""
+        if not self.leader_behind:
+            return self.leader.lver
+        return self.top_lver if self.accepted_at(self.top_lver) is not None else self.top_lver - 1
+
     def accepted_at(self, lver: int) -> tuple[int, int, int] | None:
         """The value accepted at the largest ballot of that version, if any: if one was chosen, it is this one."""
         votes = [block for block in self.blocks.values() if block.lver == lver and block.accepted]

@@ -40,9 +40,7 @@ def claims(scene: Scene, member: Member) -> list[Claim]:
     Where a later version than the leader's was begun and a value accepted, or even decided, its beginners have
     proven the end of this one, and a ballot will only finish what they began.
     """
-    leader = scene.leader
-    top = scene.top_lver
-    if scene.leader_went_back or (top > leader.lver and scene.accepted_at(top) is not None):
+    if scene.leader_behind:
         return []
     return list(_of_leader(scene, member)) + list(_of_blocks(scene, member))
 

@@ -28,6 +28,7 @@ from paxos.errors import (
     BallotReadFailed,
     DiskError,
     InvalidUse,
+    IOTimeout,
     LeaseHeld,
     LeaseOther,
     LeaseOwned,
@@ -126,7 +127,7 @@ def convert_to_exclusive(member: Member, held: Held, nowait: bool = False) -> St
     if not held.shared:
         raise AlreadyHeld(resource=held.lease.name)
     won = yield from own_leader(member, held.lease, Want(nowait=nowait), keep_mark=True)
-    yield from _clear_shared_holders(member, won, lambda: free_leader(member, won.lease, won.leader))
+    yield from _clear_shared_holders(member, won, lambda: _stay_shared(member, won))
     block = won.chosen.block.changed(mode_flags=0, mode_generation=0)
     yield from write_block(won.lease, member.host_id, block, won.chosen.sector, member.timing.io_timeout)
     return _held(member, won, shared=False, block=block)
@@ -147,6 +148,9 @@ def convert_to_shared(member: Member, held: Held, lvb: bytes | None = None) -> S
 def release(member: Member, held: Held, lvb: bytes | None = None, new_name: bytes | None = None) -> Steps[None]:
     """Give a lease back; on the disk when it returns. `lvb` and `new_name` for an exclusive one only.
 
+    Goes on after a block write that failed (5.5 step 2), not after one that is still in flight: at most one I/O of an
+    operation is, so that settling knows of it.
+
     Raises DiskError, and ReleaseOwner where the disk says that it was not ours any more.
     """
     if held.shared:
@@ -163,6 +167,8 @@ def release(member: Member, held: Held, lvb: bytes | None = None, new_name: byte
     try:
         # The values stay: a slower competitor's ballot for this version still has to find them.
         yield from _rewrite_block(member, held, held.block.changed(flags=RELEASED, mode_flags=0, mode_generation=0))
+    except IOTimeout:
+        raise
     except DiskError as error:
         failed = error
     yield from free_leader(member, held.lease, held.leader, new_name)
@@ -240,8 +246,19 @@ def _give_back(member: Member, won: Won) -> Steps[None]:
     yield from release(member, _held(member, won, shared=False, block=won.chosen.block))
 
 
-def free_leader(member: Member, lease: LeaseArea, ours: Leader, new_name: bytes | None = None) -> Steps[None]:
-    """Set the leader free if it is as we wrote it (ondisk.md 5.5 steps 3 and 4).
+def _stay_shared(member: Member, won: Won) -> Steps[None]:
+    """Give up the conversion that won the leader.
+
+    Better than the reference: where another host wrote the leader, it goes on naming us the exclusive owner, and
+    nobody could share the lease with us if our block did not say otherwise.
+    """
+    if not (yield from free_leader(member, won.lease, won.leader)):
+        block = won.chosen.block.changed(flags=RELEASED)
+        yield from write_block(won.lease, member.host_id, block, won.chosen.sector, member.timing.io_timeout)
+
+
+def free_leader(member: Member, lease: LeaseArea, ours: Leader, new_name: bytes | None = None) -> Steps[bool]:
+    """Set the leader free if it is as we wrote it (ondisk.md 5.5 steps 3 and 4); returns whether it did.
 
     Where another host wrote it, our block's RELEASED flag is enough, and a write could clobber a newer leader. A
     leader of an *earlier* version is a late write over ours: it is put right on the way.
@@ -249,7 +266,7 @@ def free_leader(member: Member, lease: LeaseArea, ours: Leader, new_name: bytes 
     seen, sector = yield from read_leader(lease, member.timing.io_timeout)
     if seen != ours and seen.lver >= ours.lver:
         if seen.write_id != member.host_id:
-            return
+            return False
         raise ReleaseOwner(resource=lease.name, owner_host=seen.owner_id, timestamp=seen.timestamp)
     free = ours.changed(
         timestamp=0,
@@ -260,6 +277,7 @@ def free_leader(member: Member, lease: LeaseArea, ours: Leader, new_name: bytes 
         resource_name=ours.resource_name if new_name is None else replace_name(ours.resource_name, new_name),
     )
     yield from write_leader(lease, free, sector, member.timing.io_timeout)
+    return True
 
 
 # -------------------------------------------------------------------------------------------- the value block

@@ -4,9 +4,10 @@ An acquire, release or conversion that met an I/O error leaves a resource in dou
 may still. Until that is known nothing else may be begun on the resource by this host, so that no own write can land
 behind a later one. Settling is how it gets known; while it lasts, the host answers WriteUnsettled.
 
-    1. retract at once, if no own block write is in flight: RELEASED tells the others that we do not hold it,
-       though a competitor may yet decide our value
-    2. wait until the disk gives back what is in flight
+    1. retract at once, if nothing but leader writes is in flight: RELEASED tells the others that we do not hold it,
+       though a competitor may yet decide our value. An own block, a dead host's block being wiped, a value block or
+       what this lease guards (an index) could land on what they do then: so those keep the lease ours until
+    2. the disk has given back what is in flight
     3. retract, whatever landed; and where the leader names us, or went back, run one acquire and release: a ballot
        repeats what was decided, so this frees only what is provably ours and repairs the rest. Where we still hold
        the lease shared, only the leader is freed
@@ -19,9 +20,9 @@ from collections.abc import Sequence
 from paxos.errors import BallotReadFailed, BallotWriteFailed, DiskError, HeldElsewhere, IOTimeout, TryAgain
 from paxos.lease_area import LeaseArea, Scene, read_block, survey, write_block
 from paxos.liveness import Member
-from paxos.records import RELEASED, Block
+from paxos.records import RELEASED, SHARED, Block
 from paxos.resource import Held, Want, acquire, free_leader, release
-from paxos.steps import Pending, Steps, Write, reap
+from paxos.steps import Pending, Read, Steps, Write, reap
 
 
 def pending_of(error: DiskError) -> Pending | None:
@@ -35,23 +36,26 @@ def pending_of(error: DiskError) -> Pending | None:
 
 
 def settle(member: Member, lease: LeaseArea, in_flight: Sequence[Pending], keep: Held | None = None) -> Steps[None]:
-    """Bring a resource back to a known state. `keep`: the shared lease that we still hold (a failed conversion).
+    """Bring a resource back to a known state. `keep`: the shared lease we hold after a failed conversion.
 
     Raises IOTimeout when an I/O is still in flight after a while, DiskError, BadRecord: then it is to be repeated,
     with the I/O that is in flight then.
     """
-    own_offset = lease.place.at(lease.geometry.block_offset(member.host_id))
-    own_in_flight = any(isinstance(p.step, Write) and p.step.offset == own_offset for p in in_flight)
-    if not own_in_flight:
+    if not any(_undoes_others_work(p.step, lease) for p in in_flight):
         yield from _retract(member, lease, keep)
     for pending in in_flight:
         yield from _reaped(member, pending)
     yield from _retract(member, lease, keep)
     scene = yield from survey(lease, member.host_id, member.timing.io_timeout)
-    if keep is None and (_names_us(scene, member) or _needs_repair(scene)):
+    if keep is None and (_names_us(scene, member) or scene.leader_behind):
         yield from _repair(member, scene.lease)
-    elif keep is not None and _names_us(scene, member) and not _needs_repair(scene):
+    elif keep is not None and _names_us(scene, member) and not scene.leader_behind:
         yield from free_leader(member, scene.lease, scene.leader)
+
+
+def _undoes_others_work(step: Read | Write, lease: LeaseArea) -> bool:
+    """Whether it is a write other than of this lease's leader, against which the blocks protect."""
+    return isinstance(step, Write) and (step.disk, step.offset) != (lease.place.disk, lease.place.offset)
 
 
 def _reaped(member: Member, pending: Pending) -> Steps[None]:
@@ -65,13 +69,16 @@ def _reaped(member: Member, pending: Pending) -> Steps[None]:
 
 
 def _retract(member: Member, lease: LeaseArea, keep: Held | None) -> Steps[None]:
-    """Say RELEASED in the own block, keeping its values, and take back a mark that was not granted."""
+    """Say RELEASED in the own block, keeping its values; take back a mark that was not granted, restore one that was.
+
+    Restore, because the last write of a conversion takes the mark away. Until then the block is what keeps others out:
+    it says that the lease is ours exclusively.
+    """
     block, sector = yield from read_block(lease, member.host_id, member.timing.io_timeout)
-    marked = keep is not None
     wanted: Block = block.changed(
         flags=RELEASED if block.accepted else block.flags,
-        mode_flags=block.mode_flags if marked else 0,
-        mode_generation=block.mode_generation if marked else 0,
+        mode_flags=SHARED if keep else 0,
+        mode_generation=keep.generation if keep else 0,
     )
     if block.checksum_ok and wanted != block and not block.unused:
         yield from write_block(lease, member.host_id, wanted, sector, member.timing.io_timeout)
@@ -80,12 +87,6 @@ def _retract(member: Member, lease: LeaseArea, keep: Held | None) -> Steps[None]
 def _names_us(scene: Scene, member: Member) -> bool:
     leader = scene.leader
     return not leader.free and leader.owner_id == member.host_id and leader.owner_generation <= member.generation
-
-
-def _needs_repair(scene: Scene) -> bool:
-    """Whether a late leader write covers a version that was decided later."""
-    top = scene.top_lver
-    return scene.leader_went_back or (top > scene.leader.lver and scene.accepted_at(top) is not None)
 
 
 def _repair(member: Member, lease: LeaseArea) -> Steps[None]:

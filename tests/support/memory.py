@@ -45,10 +45,15 @@ class MemoryWorld:
         self.io: list[tuple[str, int, int]] = []
         self.verdict: Verdict = lambda _step: None
         self.late: list[Landed] = []
+        #: called whenever the clock has jumped
         self.on_sleep: Callable[[], None] = lambda: None
 
     def store(self, step: Write) -> None:
         self.disks[step.disk][step.offset : step.offset + len(step.data)] = step.data
+
+    def pass_time(self, seconds: float) -> None:
+        self.time += seconds
+        self.on_sleep()
 
     def fetch(self, step: Read) -> memoryview:
         return memoryview(bytes(self.disks[step.disk][step.offset : step.offset + step.length]))
@@ -59,12 +64,12 @@ class MemoryWorld:
             case Now():
                 return self.time
             case Sleep(seconds):
-                self.time += seconds
-                self.on_sleep()
+                self.pass_time(seconds)
                 return None
             case Reap(pending, timeout):
+                assert isinstance(pending, Landed)
                 if not pending.landed:
-                    self.time += timeout
+                    self.pass_time(timeout)
                     raise self._timeout(pending.step, pending)
                 return pending.result
             case Read() | Write():
@@ -92,7 +97,7 @@ class MemoryWorld:
         if verdict == "fail":
             raise DiskError(**facts)
         if verdict == "late":
-            self.time += step.timeout
+            self.pass_time(step.timeout)
             pending = Landed(step, self)
             self.late.append(pending)
             raise self._timeout(step, pending)
@@ -107,9 +112,13 @@ class MemoryWorld:
         """Begin a protocol that is driven by hand."""
         return Running(self, protocol)
 
-    def run(self, protocol: Steps[Any]) -> Any:
-        """Drive a protocol to its end."""
-        return Running(self, protocol).finish()
+    def run(self, protocol: Steps[Any], within: float = float("inf")) -> Any:
+        """Drive a protocol to its end. Raises Endless if that takes longer than `within` seconds."""
+        return Running(self, protocol).finish(within)
+
+
+class Endless(Exception):
+    """A protocol did not come to its end in the time it was given; it was stopped where it stood."""
 
 
 class Running:
@@ -148,9 +157,13 @@ class Running:
             self.advance()
         return self
 
-    def finish(self) -> Any:
-        """To the end: its result, or its failure raised."""
+    def finish(self, within: float = float("inf")) -> Any:
+        """To the end: its result, or its failure raised. Raises Endless after `within` seconds."""
+        deadline = self.world.time + within
         while self.step is not None:
+            if self.world.time > deadline:
+                self.protocol.close()
+                raise Endless
             self.advance()
         if self.failure is not None:
             raise self.failure
