@@ -1,6 +1,11 @@
-"""Keeping leases alive: lockspaces, held leases, the daemon and its clients.
+"""Leases on shared storage: taking them, keeping them alive, and stopping who uses them when they are lost.
 
-The few names that programs begin with are here, each imported when it is first used.
+    from leases import Volume
+
+    with Volume("/dev/vg/leases").join() as lockspace, lockspace.acquire("vm1") as lease:
+        ...
+
+The names here are imported when they are first used: a program that only talks to a daemon loads no disk engine.
 """
 
 from __future__ import annotations
@@ -9,15 +14,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leases.aclient import aconnect
     from leases.client import connect
+    from leases.lease import FencingToken, Lease
+    from leases.lockspace import Lockspace
+    from leases.volume import Volume
 
-__all__ = ["aconnect", "connect"]
+__all__ = ["FencingToken", "Lease", "Lockspace", "Volume", "connect"]
 
-_HOMES = {"connect": "leases.client", "aconnect": "leases.aclient"}
+_HOMES = {
+    "FencingToken": "leases.lease",
+    "Lease": "leases.lease",
+    "Lockspace": "leases.lockspace",
+    "Volume": "leases.volume",
+    "connect": "leases.client",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    home = _HOMES.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value

@@ -113,6 +113,20 @@ class NoSuchLease(InvalidUse):
     template = "no lease named {resource} in the index at {place}"
 
 
+class StillHeld(InvalidUse):
+    code, name = -errno.EBUSY, "EBUSY"
+    template = "lockspace {lockspace} can't be left while leases are held: {resources}"
+    advice = "release them first, or leave by force"
+
+
+class VolumeInUse(InvalidUse):
+    """`found` says what is there. Nothing was written."""
+
+    code, name = -errno.EEXIST, "EEXIST"
+    template = "{path} is not empty: {found}"
+    advice = "look what it is; laying it out by force destroys it"
+
+
 class IndexFull(InvalidUse):
     code, name = -errno.ENOENT, "ENOENT"
     template = "the index at {place} has no free entry ({max_resources} used)"
@@ -409,6 +423,13 @@ class RenewDiff(HostLeaseLost):
     advice = "are two hosts configured with this id, or was the volume written over?"
 
 
+class VolumeGone(HostLeaseLost):
+    """Others can't see what we write: they may be using another volume under that path."""
+
+    template = "{path} was deleted or replaced while lockspace {lockspace} was joined"
+    advice = "never replace a volume while hosts are joined; stop what used it"
+
+
 # ------------------------------------------------------------------------------------------------- try again
 
 
@@ -435,6 +456,11 @@ class BallotsExhausted(TryAgain):
 
     code, name = -212, "DBLOCK_LVER"
     template = "{resource}: no ballot succeeded in {tries} tries"
+
+
+class NoFreeHostId(TryAgain):
+    template = "no host id of lockspace {lockspace} is free (of {hosts})"
+    advice = "let a host leave, or name an id whose owner is dead"
 
 
 class HostsUnknown(TryAgain):

@@ -14,7 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from paxos.errors import DiskError, HostIdBusy, HostIdInvalid, IOTimeout, RenewDiff, RenewOwner, SectorSizeError
+from paxos.errors import (
+    Aborted,
+    DiskError,
+    HostIdBusy,
+    HostIdInvalid,
+    IOTimeout,
+    RenewDiff,
+    RenewOwner,
+    SectorSizeError,
+)
 from paxos.geometry import PROBE_LENGTH, Geometry, Place
 from paxos.liveness import LockspaceArea
 from paxos.records import (
@@ -145,12 +154,24 @@ def acquire(
         resource_name=replace_name(found.resource_name, owner_name),
     )
     yield from _write_sector(area, host_id, _with_bitmap(record.into(sector), _NO_BITS), timing.io_timeout)
+    lease = HostLease(area, host_id, record.owner_generation, record, started, previous=found)
     progress("settling: a rival for this host id would have written by then", other.join_settle)
-    yield from sleep(other.join_settle)
+    try:
+        yield from sleep(other.join_settle)
+    except Aborted:
+        yield from _undo(lease, timing)
+        raise
     seen, _ = yield from read_sector(area, host_id, timing.io_timeout)
     if seen != record:
         raise HostIdBusy(host_id=host_id, lockspace=area.name, owner_name=seen.resource_name)
-    return HostLease(area, host_id, record.owner_generation, record, started, previous=found)
+    return lease
+
+
+def _undo(lease: HostLease, timing: Timing) -> Steps[None]:
+    """Free an id that was taken but not proven ours, unless a rival has it; so the next one need not wait."""
+    seen, _ = yield from read_sector(lease.area, lease.host_id, timing.io_timeout)
+    if seen == lease.record:
+        yield from release(lease, timing)
 
 
 def _wait_for_death(

@@ -1,0 +1,98 @@
+"""Disk engines for the threads of this process: each takes one for a while, and does its own I/O with it.
+
+Interrupted by Ctrl-C in the middle of an I/O, a protocol would not know what it wrote. So while the main thread
+drives one, `ctrl_c_waits` lets it come to a place where it merely waits.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TypeVar
+
+from paxos.disk.abort import AbortSignal
+from paxos.disk.device import Devices
+from paxos.disk.engine import Engine
+from paxos.steps import Steps
+
+T = TypeVar("T")
+
+#: transfers in flight of one engine: a lease operation has one at a time, the others are overdue ones
+_CAPACITY = 64
+#: idle engines kept; each has 2 MiB of memory
+_KEPT = 4
+
+
+class Engines:
+    """Engines over one table of devices."""
+
+    def __init__(self, devices: Devices | None = None) -> None:
+        self.devices = Devices() if devices is None else devices
+        self._idle: list[Engine] = []
+
+    @contextmanager
+    def engine(self) -> Iterator[Engine]:
+        """One for this thread, until the end of the block."""
+        try:
+            engine = self._idle.pop()
+        except IndexError:
+            engine = Engine(self.devices, capacity=_CAPACITY)
+        engine.abandoned = []
+        try:
+            yield engine
+        finally:
+            if len(self._idle) < _KEPT:
+                self._idle.append(engine)
+            else:
+                engine.close()
+
+    def run(self, steps: Steps[T], abort: AbortSignal | None = None) -> T:
+        """Drive one protocol. What it returns must not be a view of what it read."""
+        with self.engine() as engine:
+            return engine.run(steps, abort)
+
+    def close(self) -> None:
+        """Never waits for a disk."""
+        while self._idle:
+            self._idle.pop().close()
+        self.devices.close()
+
+
+class CtrlC:
+    """Whether Ctrl-C was pressed meanwhile."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+
+@contextmanager
+def ctrl_c_waits(abort: AbortSignal | None = None) -> Iterator[CtrlC]:
+    """Ctrl-C sets `abort` and raises KeyboardInterrupt at the end of the block; pressed again, at once.
+
+    Only in the main thread, and only where Ctrl-C has Python's own meaning.
+    """
+    state = CtrlC()
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield state
+        return
+
+    def pressed(_number: int, _frame: FrameType | None) -> None:
+        if state.pressed:
+            raise KeyboardInterrupt
+        state.pressed = True
+        if abort is not None:
+            abort.set("interrupted")
+
+    signal.signal(signal.SIGINT, pressed)
+    try:
+        yield state
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if state.pressed:
+            raise KeyboardInterrupt
