@@ -197,14 +197,18 @@ class HostTable:
             return HostState.LIVE if seen_to_change else HostState.UNKNOWN
         return HostState.DEAD if age > timing.host_dead else HostState.FAIL
 
-    def shared_holder_alive(self, host_id: int, generation: int, now: float) -> bool:
-        """Whether a shared mark of that host's `generation` must be respected (6.2). In doubt, yes."""
+    def shared_holder_alive(self, host_id: int, generation: int) -> bool:
+        """Whether a shared mark of that host's `generation` must be respected (6.2). In doubt, yes.
+
+        Silence counts only while we looked: a host that was stopped itself and judges by its clock would take
+        everybody else for dead.
+        """
         history = self.get(host_id)
         if history is None:
             return True
         if history.timestamp == 0 or history.generation > generation:
             return False
-        return now <= history.dead_at(self._timing.fire_timeout)
+        return history.last_check <= history.dead_at(self._timing.fire_timeout)
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,7 +223,7 @@ def _clear_shared_holders(member: Member, won: Won, give_back: Callable[[], Step
         block, _ = yield from read_block(won.lease, host_id, timeout)
         if not block.shared or block.mode_generation == 0:
             continue
-        if member.hosts.shared_holder_alive(host_id, block.mode_generation, (yield from now())):
+        if member.hosts.shared_holder_alive(host_id, block.mode_generation):
             alive.append(host_id)
         else:
             place = won.lease.sector_place(won.lease.geometry.block_offset(host_id))
