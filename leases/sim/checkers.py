@@ -177,21 +177,34 @@ class WatchdogFirst:
 
 
 class Tokens:
-    """The fencing token of a resource grows with every exclusive grant, and never goes back."""
+    """A fencing token never repeats or goes back.
+
+    An exclusive grant's is larger than all before it. A shared one's is larger than that of every exclusive grant
+    before it; one that was converted from exclusive keeps its own.
+    """
 
     def __init__(self) -> None:
-        self._last: dict[int, Holding] = {}
+        self._largest: dict[int, Holding] = {}
+        self._exclusive: dict[int, Holding] = {}
 
     def granted(self, holding: Holding) -> None:
-        last = self._last.get(holding.resource)
+        before = self._largest if holding.exclusive else self._exclusive
+        last = before.get(holding.resource)
         if last is not None and holding.token <= last.token:
-            if holding.token == last.token and holding.process is last.process and not holding.exclusive:
-                return  # converted to shared
-            raise Violation("tokens grow", f"{holding} was granted after {last}")
-        self._last[holding.resource] = holding
+            converted = (
+                not holding.exclusive and holding.token == last.token and holding.process is last.process
+            )
+            if not converted:
+                raise Violation("tokens grow", f"{holding} was granted after {last}")
+        if holding.exclusive:
+            self._exclusive[holding.resource] = holding
+        largest = self._largest.get(holding.resource)
+        if largest is None or holding.token > largest.token:
+            self._largest[holding.resource] = holding
 
     def laid_out(self) -> None:
-        self._last.clear()
+        self._largest.clear()
+        self._exclusive.clear()
 
 
 class Places:

@@ -7,6 +7,9 @@ wakes, no time has passed for it.
 
 from __future__ import annotations
 
+#: a sleep ends this much (true seconds) after its time, rather than a rounding error before it
+_NEVER_EARLY_S = 1e-7
+
 
 class HostClock:
     """Reads `start` at true time `true_now` and runs `rate` seconds for each true second."""
@@ -27,8 +30,8 @@ class HostClock:
         return self._base_own + (true_now - self._base_true) * self.rate
 
     def true_delay(self, own_seconds: float) -> float:
-        """True seconds until this clock has moved `own_seconds`, if it keeps running."""
-        return own_seconds / self.rate
+        """True seconds until this clock has surely moved `own_seconds`, if it keeps running."""
+        return own_seconds / self.rate + _NEVER_EARLY_S
 
     def stand_still(self, true_now: float) -> None:
         self._base_own = self.read(true_now)

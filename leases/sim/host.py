@@ -120,6 +120,7 @@ class Daemon:
         self.busy: dict[int, Task | None] = {}
         #: resources in doubt, with the I/O that may still happen
         self.doubt: dict[int, list[Pending]] = {}
+        self.hosts = HostTable(self.area, host.host_id, self.timing)
         self.member: Member | None = None
         self.membership: Membership | None = None
         self.clients: dict[Process, Holder] = {}
@@ -150,8 +151,10 @@ class Daemon:
         watchdog.renew(vitals.expires)
         if not watchdog.armed:  # no time was left
             return
-        hosts = HostTable(self.area, self.host.host_id, self.timing)
-        self.member = Member(self.area, self.host.host_id, lease.generation, self.timing, hosts, self.random)
+        self.hosts = HostTable(self.area, self.host.host_id, self.timing)
+        self.member = Member(
+            self.area, self.host.host_id, lease.generation, self.timing, self.hosts, self.random
+        )
         self.membership = Membership(self.process, self.host.host_id, lease.generation)
         self._note(
             "main", "J", lease.generation, f"host id {self.host.host_id} generation {lease.generation}"
@@ -205,8 +208,7 @@ class Daemon:
     # --- what the keeper decides is carried out here ---
 
     def examine(self, view: memoryview, at: float) -> Observation:
-        assert self.member is not None
-        return self.member.hosts.observe(view, at)
+        return self.hosts.observe(view, at)
 
     def renewed(self, renewal: Renewal, expires: float) -> None:
         self.host.machine.watchdog.renew(expires)

@@ -131,7 +131,7 @@ class Task:
             self.process.backlog.append((self._awake, wait))
             return
         missing = wait[1] - self.clock.read(self.world.now)
-        if missing > 1e-6:  # the clock stood still meanwhile
+        if missing > 0:  # the clock stood still meanwhile
             self.world.after(self.clock.true_delay(missing), self._awake, wait)
             return
         self.resume()
@@ -151,7 +151,7 @@ class Task:
             return
         if self.waiting is io and not io.ended:
             missing = io.due - self.clock.read(self.world.now)
-            if missing > 1e-6:
+            if missing > 0:
                 self.world.after(self.clock.true_delay(missing), self.io_overdue, io)
                 return
             io.overdue = True

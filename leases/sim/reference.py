@@ -121,7 +121,9 @@ def _own_leader(member: Member, lease: LeaseArea, want: Want) -> Steps[tuple[Lea
 
 
 def _look(member: Member, lease: LeaseArea) -> Steps[_Seen]:
-    view = yield from read(lease.place.disk, lease.place.offset, lease.geometry.align_size, member.timing.io_timeout)
+    view = yield from read(
+        lease.place.disk, lease.place.offset, lease.geometry.align_size, member.timing.io_timeout
+    )
     leader = Leader.unpack(view)
     verify_paxos(leader, lease.place, lease.lockspace, lease.name, member.host_id)
     blocks = list(_blocks(lease, view, leader.num_hosts))
@@ -151,11 +153,17 @@ def _owner_gone(member: Member, lease: LeaseArea, leader: Leader, nowait: bool) 
     last_timestamp = history.timestamp if same and history else None
     while True:
         sector, _ = yield from read_sector(member.area, leader.owner_id, member.timing.io_timeout)
-        if sector.free or sector.owner_id != leader.owner_id or sector.owner_generation > leader.owner_generation:
+        if (
+            sector.free
+            or sector.owner_id != leader.owner_id
+            or sector.owner_generation > leader.owner_generation
+        ):
             return
         if last_timestamp is None:
             last_timestamp = sector.timestamp
-        elif sector.timestamp != last_timestamp or (same and history and history.last_live == history.last_check):
+        elif sector.timestamp != last_timestamp or (
+            same and history and history.last_live == history.last_check
+        ):
             if leader.write_id != leader.owner_id:
                 block, _ = yield from read_block(lease, leader.owner_id, member.timing.io_timeout)
                 if block.released:
@@ -221,7 +229,9 @@ def _ballots(
         return committed, block, marks
 
 
-def _phase(member: Member, lease: LeaseArea, leader: Leader, own: Block, phase: int) -> Steps[list[tuple[int, Block]]]:
+def _phase(
+    member: Member, lease: LeaseArea, leader: Leader, own: Block, phase: int
+) -> Steps[list[tuple[int, Block]]]:
     try:
         yield from _write_block(member, lease, own)
     except DiskError as cause:
@@ -263,7 +273,10 @@ def _commit(
         raise
     if not ours:
         raise LeaseOther(
-            resource=lease.name, owner_host=owner_id, generation=generation, short_hold=bool(flags & SHORT_HOLD)
+            resource=lease.name,
+            owner_host=owner_id,
+            generation=generation,
+            short_hold=bool(flags & SHORT_HOLD),
         )
     return leader
 
@@ -276,11 +289,13 @@ def _check_sharers(
         mark, _ = yield from read_block(lease, host_id, member.timing.io_timeout)
         if not mark.shared or not mark.mode_generation:
             continue
-        if member.hosts.shared_holder_alive(host_id, mark.mode_generation, (yield from now())):
+        if member.hosts.shared_holder_alive(host_id, mark.mode_generation):
             alive.append(host_id)
         else:
             place = lease.sector_place(lease.geometry.block_offset(host_id))
-            yield from write(place.disk, place.offset, bytes(lease.geometry.sector_size), member.timing.io_timeout)
+            yield from write(
+                place.disk, place.offset, bytes(lease.geometry.sector_size), member.timing.io_timeout
+            )
     if alive:
         yield from release(member, _held(member, lease, leader, block, shared=False))
         raise SharedHolders(resource=lease.name, owner_host=alive[0], hosts=alive)

@@ -57,6 +57,16 @@ def test_shared_beside_shared_and_one_after_the_other_are_fine(ground):
     judge.granted(_holding(it, 1, 4))
 
 
+def test_shared_grants_may_be_told_of_in_any_order_but_not_behind_an_exclusive_one(ground):
+    it = ground(rules=(Tokens(),))
+    judge = it.world.judge
+    for token in (3, 5, 4):
+        judge.granted(_holding(it, 0, token, False))
+    judge.granted(_holding(it, 1, 6))
+    with pytest.raises(Violation):
+        judge.granted(_holding(it, 0, 5, False))
+
+
 def test_a_grant_before_the_old_owners_watchdog_has_to_fire(ground):
     it = ground(rules=(OneOwner(), WatchdogFirst()))
     judge = it.world.judge
@@ -81,6 +91,7 @@ def test_a_grant_after_the_deadline_after_a_reset_or_after_a_release_is_fine(gro
             judge.letting_go(holding)
             judge.released(holding)
         if what == "deadline":
+            judge.process_ended(it.processes[0])
             it.machines[0].watchdog.disarm()
             it.world.run(until=61)
         judge.granted(_holding(it, 1, 2))
