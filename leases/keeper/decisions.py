@@ -104,8 +104,23 @@ class RemovedByCommand(LeaseholdError):
     template = "the lockspace is being left"
 
 
-class Hands(Protocol):
-    """What the keeper's decisions are carried out by. None of these may wait for anything."""
+class GuardHands(Protocol):
+    """What the guard's decisions are carried out by, whatever is being kept. None of these may wait for anything."""
+
+    def warn(self, seconds: float) -> None:
+        """No renewal has succeeded for so long."""
+
+    def recovery(self, reason: LeaseholdError) -> None:
+        """What is kept has failed: nothing new may rest on it, and what is held is lost."""
+
+    def holders(self) -> list[Holder]:
+        """The processes that use what is held and are still there."""
+
+    def stop(self, holder: Holder, how: Stop) -> None: ...
+
+
+class Hands(GuardHands, Protocol):
+    """What the keeper's decisions about a lockspace are carried out by. None of these may wait for anything."""
 
     def examine(self, view: memoryview, at: float) -> Observation:
         """A lockspace area was read: take note of the other hosts."""
@@ -120,17 +135,6 @@ class Hands(Protocol):
 
     def lost(self, held: Held, reason: LeaseholdError) -> None:
         """This lease was taken from us: stop its holders without grace."""
-
-    def warn(self, seconds: float) -> None:
-        """No renewal has succeeded for so long."""
-
-    def recovery(self, reason: LeaseholdError) -> None:
-        """The lockspace is dead: no new leases, and the held ones are lost."""
-
-    def holders(self) -> list[Holder]:
-        """The processes that use leases here and are still there."""
-
-    def stop(self, holder: Holder, how: Stop) -> None: ...
 
 
 def keep_renewing(lease: HostLease, member: Member, vitals: Vitals, hands: Hands) -> Steps[None]:
@@ -189,7 +193,7 @@ def _check_leases(member: Member, hands: Hands, paused_for: float) -> Steps[None
             continue  # not known to be lost; the renewals will show whether the disk answers
 
 
-def stand_guard(vitals: Vitals, hands: Hands) -> Steps[LeaseholdError | None]:
+def stand_guard(vitals: Vitals, hands: GuardHands) -> Steps[LeaseholdError | None]:
     """Watch the renewals. Returns when the lockspace is being left (None), or the failure once all holders are gone."""
     timing = vitals.timing
     while True:
@@ -207,7 +211,7 @@ def stand_guard(vitals: Vitals, hands: Hands) -> Steps[LeaseholdError | None]:
     return vitals.failure
 
 
-def stop_holders(vitals: Vitals, hands: Hands, at_once: bool) -> Steps[None]:
+def stop_holders(vitals: Vitals, hands: GuardHands, at_once: bool) -> Steps[None]:
     """Stop everybody who uses leases here; returns when nobody does any more."""
     kill_from = float("-inf") if at_once else vitals.last_success + vitals.timing.sigkill
     while holders := hands.holders():
