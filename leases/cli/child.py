@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
+#: ends what is written to the waiting process
+_GO = b"go\0"
 #: ignored by Python itself, for Python's sake
 _PYTHON_IGNORES = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -34,7 +36,10 @@ class Child:
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
-        self.ended: int | None = None  # wait status
+        #: not set off yet
+        self.waiting = True
+        #: its wait status, None as long as it lives
+        self.ended: int | None = None
         self._go_read, self._go_write = os.pipe()
         self._error_read, self._error_write = os.pipe()
         parent = os.getpid()
@@ -57,10 +62,10 @@ class Child:
                 os._exit(0)
             with open(self._go_read, "rb") as go:
                 word = go.read()
-            if not word:
+            if not word.endswith(_GO):  # called off, or its parent died
                 os._exit(0)
             environment = os.environb.copy()
-            environment.update(pair.split(b"=", 1) for pair in word.split(b"\0") if pair)  # type: ignore[misc]
+            environment.update(pair.split(b"=", 1) for pair in word.split(b"\0")[:-2])  # type: ignore[misc]
             for number in _PYTHON_IGNORES:
                 signal.signal(number, signal.SIG_DFL)
             self._exec(environment)
@@ -80,9 +85,10 @@ class Child:
 
     def start(self, environment: Mapping[str, str]) -> None:
         """Set it off, with these variables added to the environment. CannotExecute, and then it has ended."""
-        word = b"\0".join(os.fsencode(f"{name}={value}") for name, value in environment.items())
+        self.waiting = False
+        word = b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in environment.items())
         with open(self._go_write, "wb") as go:
-            go.write(word)
+            go.write(word + _GO)
         with open(self._error_read, "rb") as trouble:
             number = trouble.read()  # ends when the exec closes the other end
         if number:
@@ -91,6 +97,7 @@ class Child:
 
     def call_off(self) -> None:
         """End it before it was set off."""
+        self.waiting = False
         os.close(self._go_write)
         os.close(self._error_read)
         self._reap()

@@ -7,6 +7,8 @@ import select
 import signal
 from types import FrameType, TracebackType
 
+from paxos.disk.abort import AbortSignal
+
 FORWARDED = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -20,16 +22,8 @@ FORWARDED = (
 ENDING = frozenset(FORWARDED) - {signal.SIGWINCH}
 
 
-class Interrupted(BaseException):
-    """A signal came while the lease was waited for. No Exception: nothing that goes on after errors may catch it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 class Signals:
-    """Context manager: collects signals in a queue that can be polled.
+    """Context manager: collects signals in a queue that can be polled; those that end a program set `abort`.
 
     What was ignored when we were started (nohup, a shell's background jobs) stays ignored.
     """
@@ -37,7 +31,9 @@ class Signals:
     def __init__(self) -> None:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._before: dict[int, object] = {}
-        self._raising = False
+        self.abort = AbortSignal()
+        #: the signal that set `abort`
+        self.aborted_by: int | None = None
 
     def __enter__(self) -> Signals:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -67,4 +63,7 @@ class Signals:
         return list(os.read(self._read, 4096))
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        """Its number lies in the pipe already."""
+        """Its number lies in the pipe already, for `wait`."""
+        if number in ENDING and self.aborted_by is None:
+            self.aborted_by = number
+            self.abort.set(f"stopped by {signal.Signals(number).name} before the lease was taken")
