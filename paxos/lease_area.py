@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from paxos.area import blocks
-from paxos.errors import BadRecord, NumHostsError
+from paxos.errors import BadRecord, NumHostsError, SectorSizeError, SizesInvalid
 from paxos.geometry import Geometry, Place
 from paxos.records import EMPTY_BLOCK, SHORT_HOLD, Block, Leader, verify_paxos
 from paxos.steps import Steps, read, write
@@ -43,6 +43,9 @@ class Scene:
     @property
     def max_mbal(self) -> int:
         return max((block.mbal for block in self.blocks.values()), default=0)
+
+    def own_mbal(self, host_id: int) -> int:
+        return self.blocks.get(host_id, EMPTY_BLOCK).mbal
 
     @property
     def top_lver(self) -> int:
@@ -126,14 +129,15 @@ def survey(lease: LeaseArea, host_id: int, timeout: float) -> Steps[Scene]:
 def _verified_leader(lease: LeaseArea, sector: memoryview | bytes, host_id: int | None) -> Leader:
     leader = Leader.unpack(sector)
     verify_paxos(leader, lease.place, lease.lockspace, lease.name, host_id)
-    if leader.sector_size not in (512, 4096) or leader.num_hosts > leader_max_hosts(leader):
+    if leader.sector_size not in (512, 4096):
+        raise SectorSizeError(place=lease.place, record="resource lease", found=leader.sector_size)
+    try:
+        max_hosts = Geometry.from_leader(leader.sector_size, leader.flags).max_hosts
+    except SizesInvalid as pair:
+        raise BadRecord(place=lease.place, record=f"resource lease ({pair})") from pair
+    if leader.num_hosts > max_hosts:
         raise BadRecord(place=lease.place, record=f"resource lease (num_hosts {leader.num_hosts})")
     return leader
-
-
-def leader_max_hosts(leader: Leader) -> int:
-    """Host slots of an area with the sizes that its leader states."""
-    return Geometry.from_leader(leader.sector_size, leader.flags).max_hosts
 
 
 def read_leader(lease: LeaseArea, timeout: float, host_id: int | None = None) -> Steps[tuple[Leader, bytes]]:

@@ -126,7 +126,7 @@ class Hands(GuardHands, Protocol):
         """A lockspace area was read: take note of the other hosts."""
 
     def renewed(self, renewal: Renewal, expires: float) -> None:
-        """A renewal succeeded: move the watchdog's expiry and the leases' deadlines."""
+        """A renewal succeeded, in time: move the watchdog's expiry and the leases' deadlines."""
 
     def renewal_failed(self, error: LeaseholdError) -> None: ...
 
@@ -140,20 +140,21 @@ class Hands(GuardHands, Protocol):
 def keep_renewing(lease: HostLease, member: Member, vitals: Vitals, hands: Hands) -> Steps[None]:
     """Renew until the lockspace is being left (ondisk.md 4.3)."""
     timing = vitals.timing
+    #: seconds for which we stood still, as long as not every lease has been looked at since
+    paused_for = 0.0
+
+    def examine(view: memoryview, at: float) -> None:
+        nonlocal paused_for
+        paused_for = max(paused_for, hands.examine(view, at).paused_for)
+
     while not vitals.leaving:
-        due = vitals.last_success + timing.renewal_interval
+        due = lease.last_success + timing.renewal_interval
         if vitals.trouble is None:
             while not vitals.leaving and (left := due - (yield from now())) > 0:
                 yield from sleep(min(1.0, left))
         yield from sleep(RENEWAL_PAUSE)
         if vitals.leaving:
             return
-        paused_for = 0.0
-
-        def examine(view: memoryview, at: float) -> None:
-            nonlocal paused_for
-            paused_for = hands.examine(view, at).paused_for
-
         try:
             renewal = yield from renew(lease, timing, vitals.beacon, examine)
         except (HostLeaseLost, BadRecord) as corruption:
@@ -165,11 +166,12 @@ def keep_renewing(lease: HostLease, member: Member, vitals: Vitals, hands: Hands
             hands.renewal_failed(trouble)
         else:
             vitals.check_late(lease.last_success)
-            if paused_for:
-                yield from _check_leases(member, hands, paused_for)
+            if paused_for and (yield from _check_leases(member, hands, paused_for)):
+                paused_for = 0.0
             vitals.trouble = None
-            vitals.last_success = lease.last_success
-            hands.renewed(renewal, vitals.expires)
+            if vitals.failure is None:  # else nothing may be put off any more, least of all the watchdog
+                vitals.last_success = lease.last_success
+                hands.renewed(renewal, vitals.expires)
 
 
 class Paused(LeaseholdError):
@@ -178,19 +180,21 @@ class Paused(LeaseholdError):
     advice = "others may have written to the storage; check it before the guest is started again"
 
 
-def _check_leases(member: Member, hands: Hands, paused_for: float) -> Steps[None]:
-    """Others' clocks moved far more than ours: look at every lease before anything else goes on.
+def _check_leases(member: Member, hands: Hands, paused_for: float) -> Steps[bool]:
+    """Others' clocks moved far more than ours: look at every lease before anything else goes on. Whether all were seen.
 
     Better than the reference, where a virtual machine that is stopped and resumed after a take-over keeps its
     leases for good: its clock and its watchdog stood still with it.
     """
+    all_seen = True
     for held in list(hands.held()):
         try:
             yield from verify_held(member, held)
         except (ReleaseOwner, BadRecord) as gone:
             hands.lost(held, Paused(seconds=paused_for, cause=gone))
         except DiskError:
-            continue  # not known to be lost; the renewals will show whether the disk answers
+            all_seen = False  # not known to be lost: looked at again after the next renewal
+    return all_seen
 
 
 def stand_guard(vitals: Vitals, hands: GuardHands) -> Steps[LeaseholdError | None]:

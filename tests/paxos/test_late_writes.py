@@ -16,7 +16,6 @@ from itertools import product
 
 import pytest
 
-from leases.sim import reference
 from paxos import resource
 from paxos.errors import DiskError, HeldElsewhere, IOTimeout, LeaseholdError, TryAgain
 from paxos.geometry import MIB, Geometry
@@ -26,7 +25,7 @@ from tests.support.cluster import Cluster, Host
 from tests.support.memory import Endless
 
 #: longer than any leasehold operation may take here, and as long as a reference host is left spinning
-PATIENCE = 100.0
+PATIENCE = 20.0
 
 
 @dataclass

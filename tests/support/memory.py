@@ -24,7 +24,7 @@ class Landed(Pending):
         if not self.landed and isinstance(self.step, Write):
             self.world.store(self.step)
         elif not self.landed and isinstance(self.step, Read):
-            self.result = self.world.fetch(self.step)
+            self.result = memoryview(bytes(self.world.fetch(self.step)))
         self.landed = True
 
     def lose(self) -> None:
@@ -56,7 +56,8 @@ class MemoryWorld:
         self.on_sleep()
 
     def fetch(self, step: Read) -> memoryview:
-        return memoryview(bytes(self.disks[step.disk][step.offset : step.offset + step.length]))
+        """The disk itself, not a copy: what a protocol keeps beyond its next step, it must have copied."""
+        return memoryview(self.disks[step.disk]).toreadonly()[step.offset : step.offset + step.length]
 
     def perform(self, step: Any) -> Any:
         """Carry out one step; raises what a driver would throw into the protocol."""
@@ -92,7 +93,12 @@ class MemoryWorld:
         kind = "R" if isinstance(step, Read) else "W"
         self.io.append((kind, step.offset, length))
         disk = self.disks[step.disk]
-        facts = {"operation": type(step).__name__.lower(), "length": length, "disk": step.disk, "offset": step.offset}
+        facts = {
+            "operation": type(step).__name__.lower(),
+            "length": length,
+            "disk": step.disk,
+            "offset": step.offset,
+        }
         verdict = self.verdict(step)
         if verdict == "fail":
             raise DiskError(**facts)
@@ -150,6 +156,11 @@ class Running:
             self._resume(lambda: self.protocol.throw(failure))
         else:
             self._resume(lambda: self.protocol.send(result))
+
+    def wake(self) -> None:
+        """Go on from a sleep whose time somebody else let pass."""
+        assert isinstance(self.step, Sleep)
+        self._resume(lambda: self.protocol.send(None))
 
     def until(self, condition: Callable[[Any], bool]) -> Running:
         """Carry out steps up to, and not with, one for which `condition` is true."""
