@@ -59,6 +59,8 @@ def own_leader(member: Member, lease: LeaseArea, want: Want, keep_mark: bool) ->
     for _ in range(MAX_LOOKS):
         scene = yield from survey(lease, member.host_id, member.timing.io_timeout)
         lease = scene.lease
+        own_block = lease.sector_place(lease.geometry.block_offset(member.host_id))
+        member.check_fresh(lease.place, own_block, scene.own_mbal(member.host_id))
         if want.lver is not None and scene.decided_lver != want.lver:
             raise LverMismatch(resource=lease.name, lver=scene.decided_lver, wanted=want.lver)
         if want.num_hosts is not None and not 1 <= want.num_hosts <= lease.geometry.max_hosts:
@@ -154,11 +156,13 @@ def _decide(member: Member, scene: Scene, race: _Race, keep_mark: bool) -> Steps
         try:
             chosen = yield from decide(ballot, race.sector)
         except BallotLost as lost:
+            member.ballots[lease.place] = mbal
             race.sector, race.max_mbal, race.contested = lost.sector, max(lost.mbal, mbal), True
             yield from _give_way(member, lease, race.leader, (yield from now()) - started, attempt)
             if lost.newer:
                 return None
         else:
+            member.ballots[lease.place] = mbal
             race.contested |= any(_took_part(seen_blocks, race.lver, race.erased) for seen_blocks in chosen.seen)
             return chosen
     raise BallotsExhausted(resource=lease.name, tries=MAX_BALLOTS)

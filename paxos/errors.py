@@ -181,6 +181,14 @@ class ShortIO(DiskError):
         super().__init__(**facts)
 
 
+class StaleRead(DiskError):
+    """A read showed an older state of the disk than this host wrote before: nothing may be built on it."""
+
+    name = "EIO"
+    template = "{disk}:{offset}: the disk shows an older block of this host (ballot {found}, written {written})"
+    advice = "a path that failed over may serve old data; check multipath and caches between here and the disk"
+
+
 class CannotOpen(DiskError):
     name = "ENODEV"
     template = "cannot open {disk}: {reason}"

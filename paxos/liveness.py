@@ -10,7 +10,7 @@ more than its own clock did. The reference never looks (see `Observation.paused_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paxos.area import calling, decode_lockspace
+from paxos.errors import StaleRead
 from paxos.geometry import Geometry, Place
 from paxos.records import DELTA_MAGIC, name_of, pack_name
 from paxos.timing import Timing, judging_io_timeout
@@ -221,3 +222,17 @@ class Member:
     timing: Timing
     hosts: HostTable
     dice: Dice
+    #: the highest ballot number that this host instance wrote, by lease: no read may show less (`check_fresh`)
+    ballots: dict[Place, int] = field(default_factory=dict, compare=False)
+
+    def check_fresh(self, lease: Place, block: Place, mbal: int) -> None:
+        """Raise StaleRead if a read of our own block, which only we write, shows an earlier ballot than our last.
+
+        An empty one is believed when it is seen again: a host that took us for dead clears our shared mark so.
+        """
+        written = self.ballots.get(lease, 0)
+        if mbal >= written:
+            return
+        if mbal == 0:
+            del self.ballots[lease]
+        raise StaleRead(operation="read", disk=block.disk, offset=block.offset, found=mbal, written=written)

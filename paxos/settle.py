@@ -75,6 +75,7 @@ def _retract(member: Member, lease: LeaseArea, keep: Held | None) -> Steps[None]
     it says that the lease is ours exclusively.
     """
     block, sector = yield from read_block(lease, member.host_id, member.timing.io_timeout)
+    member.check_fresh(lease.place, lease.sector_place(lease.geometry.block_offset(member.host_id)), block.mbal)
     wanted: Block = block.changed(
         flags=RELEASED if block.accepted else block.flags,
         mode_flags=SHARED if keep else 0,
