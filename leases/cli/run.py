@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from leases.cli import exit_codes
 from leases.cli.arguments import Parser, add_volume, positive, seconds
 from leases.cli.child import CannotExecute, Child, missing
+from leases.cli.notices import Notices, held_line, say
 from leases.cli.signals import Signals
-from leases.cli.waiting import Waiting, held_line, say
 from paxos.errors import Aborted, HeldElsewhere
 
 if TYPE_CHECKING:
@@ -91,15 +91,15 @@ def _run(options: Namespace, child: Child, signals: Signals) -> int:
     from leases.keeper.watchdog import open_watchdog
     from leases.volume import Volume
 
-    waiting = Waiting(options.name, quiet=options.quiet)
-    volume = Volume(options.volume) if options.volume else embedded_volume(waiting.progress)
+    notices = Notices(quiet=options.quiet)
+    volume = Volume(options.volume) if options.volume else embedded_volume(notices.progress)
     watchdog = open_watchdog(options.watchdog, on_feeder_death="kill")
     try:
         with volume.join(
             options.host_id,
             io_timeout=options.io_timeout,
             watchdog=watchdog,
-            progress=waiting.progress,
+            progress=notices.progress,
             abort=signals.abort,
         ) as lockspace:
             if not options.volume:
@@ -110,15 +110,15 @@ def _run(options: Namespace, child: Child, signals: Signals) -> int:
                     shared=options.shared,
                     wait=options.wait,
                     abort=signals.abort,
-                    on_refusal=lambda refusal: waiting.refused(refusal, options.wait),
+                    on_refusal=lambda refusal: notices.refused(options.name, refusal, options.wait),
                 )
             except HeldElsewhere as held:
-                waiting.over()
+                notices.over()
                 say(held_line(options.name, held, lockspace))
                 return exit_codes.HELD
             with lease:
                 lease.add_holder(child.pid, group=True)
-                waiting.over()
+                notices.over()
                 child.start(environment(lease))
                 supervision = Supervision(child, lease, signals, say)
                 supervision.run()
@@ -126,7 +126,7 @@ def _run(options: Namespace, child: Child, signals: Signals) -> int:
                 lockspace.left.wait(GUARD_PATIENCE)
             return exit_codes.LOST if supervision.lost else child.exit_code()
     except Aborted:
-        waiting.over()
+        notices.over()
         return exit_codes.SIGNALLED + (signals.aborted_by or 0)
     finally:
         watchdog.close()

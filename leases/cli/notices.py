@@ -1,7 +1,7 @@
-"""What `leasehold run` says before its command runs, on standard error: what it waits for, and who holds the lease.
+"""What a command says while it waits, on standard error: for what, how long about, and who holds the lease.
 
-On a terminal each message replaces the one before, and nothing of them is left when the command starts. Elsewhere
-each is a line, and what takes no time is not said.
+On a terminal each message replaces the one before, and nothing of them is left in the end. Elsewhere each is a line,
+and what takes no time is not said.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ def _write(text: str) -> None:
         sys.stderr.flush()
 
 
-class Waiting:
-    """The messages of one run."""
+class Notices:
+    """The messages of one command."""
 
-    def __init__(self, name: str, *, quiet: bool) -> None:
-        self._name = name
+    def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._replacing = sys.stderr is not None and sys.stderr.isatty()
         self._shown = False
@@ -44,13 +43,13 @@ class Waiting:
         if self._replacing or seconds >= 1:
             self._show(f"{what} (about {seconds:.0f} s)" if seconds >= 1 else what)
 
-    def refused(self, refusal: LeaseholdError, wait: float) -> None:
-        """The lease could not be had; it is tried again for `wait` seconds in all."""
+    def refused(self, name: str, refusal: LeaseholdError, wait: float) -> None:
+        """The lease `name` could not be had; it is tried again for `wait` seconds in all. Said once."""
         if not self._told_refusal:
             self._told_refusal = True
             holder = refusal.facts.get("owner_name")
             whom = f", held by {plain(holder)}" if holder else ""
-            self._show(f"waiting up to {wait:g} s for {self._name}{whom}")
+            self._show(f"waiting up to {wait:g} s for {name}{whom}")
 
     def over(self) -> None:
         """Nothing is waited for any more."""
