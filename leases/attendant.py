@@ -22,18 +22,18 @@ from paxos.errors import Aborted, BadRecord, DiskError, LeaseholdError, VolumeGo
 from paxos.settle import pending_of
 
 if TYPE_CHECKING:
-    from leases.lockspace import Lockspace
+    from leases.membership import Membership
 
 #: seconds between two tries to settle something
 _SETTLE_PAUSE = 0.5
 
 
 class Attendant:
-    """Of one lockspace."""
+    """Of one membership."""
 
-    def __init__(self, lockspace: Lockspace) -> None:
-        self._lockspace = lockspace
-        self._thread = threading.Thread(target=self._run, name=f"attendant {lockspace.name}", daemon=True)
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self._thread = threading.Thread(target=self._run, name=f"attendant {membership.name}", daemon=True)
         self._wake = threading.Event()
         self._round = AbortSignal()
         self._stopping = False
@@ -63,7 +63,7 @@ class Attendant:
             self._thread.join(patience)
 
     def _run(self) -> None:
-        interval = self._lockspace.timing.renewal_interval
+        interval = self._membership.timing.renewal_interval
         while not self._stopping:
             self._round = AbortSignal()
             self._wake.clear()
@@ -71,12 +71,12 @@ class Attendant:
                 self._requests = False
                 self._answer_requests()
             self._look_for_volume()
-            unsettled = self._lockspace.holdings.unsettled()
+            unsettled = self._membership.holdings.unsettled()
             if unsettled and boot_time() >= self._settle_from:
                 self._settle_from = boot_time() + _SETTLE_PAUSE
                 self._settle(unsettled)
             if not self._stopping:
-                self._wake.wait(_SETTLE_PAUSE if self._lockspace.holdings.unsettled() else interval)
+                self._wake.wait(_SETTLE_PAUSE if self._membership.holdings.unsettled() else interval)
 
     # --- settling ---
 
@@ -84,7 +84,7 @@ class Attendant:
         """All of them at once, since each may wait for a disk of its own."""
         cures = [(grip, grip.cure) for grip in grips]
         protocols = [cure() for _, cure in cures if cure is not None]
-        with self._lockspace.engines.engine() as engine:
+        with self._membership.engines.engine() as engine:
             results = engine.run_all(protocols, self._round)
         for (grip, cure), result in zip([one for one in cures if one[1] is not None], results, strict=True):
             if isinstance(result, DiskError):
@@ -96,8 +96,8 @@ class Attendant:
                 if result is not None:
                     for lease in list(grip.leases):
                         lease.lost.set(result)
-                if self._lockspace.holdings.settled(grip, cure):
-                    self._lockspace.tell(events.Settled, resource=grip.text)
+                if self._membership.holdings.settled(grip, cure):
+                    self._membership.tell(events.Settled, resource=grip.text)
             elif not isinstance(result, LeaseholdError):
                 raise result
 
@@ -105,16 +105,16 @@ class Attendant:
 
     def _answer_requests(self) -> None:
         """Look at the request record of every lease that we hold (ondisk.md 7.3)."""
-        lockspace = self._lockspace
-        for grip in lockspace.holdings.grips():
+        membership = self._membership
+        for grip in membership.holdings.grips():
             if grip.phase is not Phase.HELD or grip.held is None or grip.held.shared:
                 continue
             try:
-                force = lockspace.engines.run(request.examine(grip.held, lockspace.io_timeout), self._round)
+                force = membership.engines.run(request.examine(grip.held, membership.timing.io_timeout), self._round)
             except (DiskError, BadRecord, Aborted):
                 continue
             if force is not request.Force.NONE:
-                lockspace.tell(events.LeaseRequested, resource=grip.text, force=force.name)
+                membership.tell(events.LeaseRequested, resource=grip.text, force=force.name)
                 self._stop_users(grip, force)
 
     def _stop_users(self, grip: Grip, force: request.Force) -> None:
@@ -122,33 +122,28 @@ class Attendant:
         at = boot_time()
         kill_from = float("-inf") if force is request.Force.FORCE else float("inf")
         for pid in [pid for lease in grip.leases for pid in lease.holders]:
-            user = self._lockspace.users.get(pid)
+            user = self._membership.uses.users.get(pid)
             if user is not None:
-                asked = Holder(
-                    pid, user.holder.has_kill_path, user.holder.never_kill, user.holder.never_terminate
-                )
+                asked = Holder(pid, user.holder.has_kill_path, user.holder.never_kill, user.holder.never_terminate)
                 how = next_stop(asked, at, kill_from)
                 if how is not None:
-                    self._lockspace.users.stop(pid, how)
-                    self._lockspace.tell(events.HolderStopped, pid=pid, how=how.value)
+                    self._membership.uses.users.stop(pid, how)
+                    self._membership.tell(events.HolderStopped, pid=pid, how=how.value)
 
     # --- the volume itself ---
 
     def _look_for_volume(self) -> None:
         """Whoever opens the volume's path must find what we write to."""
-        lockspace = self._lockspace
-        path = lockspace.area.place.disk
-        device = lockspace.engines.devices.get(path)
+        membership = self._membership
+        path = membership.area.place.disk
+        device = membership.device
         if device is None or device.is_block:
             return
         with suppress(OSError):
-            ours = os.fstat(device.fd)
-            gone = ours.st_nlink == 0
-            if not gone:
-                with suppress(FileNotFoundError):
-                    there = os.stat(path)
-                    gone = stat.S_ISREG(there.st_mode) and not os.path.samestat(ours, there)
+            gone = os.fstat(device.fd).st_nlink == 0
+            with suppress(FileNotFoundError):
+                there = os.stat(path)
+                gone |= stat.S_ISREG(there.st_mode) and not os.path.samestat(os.fstat(device.fd), there)
             if gone:
-                reason = VolumeGone(path=path, lockspace=lockspace.area.name, host_id=lockspace.host_id)
-                lockspace.vitals.fail(reason)
-                lockspace.wake_guard()
+                reason = VolumeGone(path=path, lockspace=membership.area.name, host_id=membership.host_id)
+                membership.fail(reason)

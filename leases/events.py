@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from paxos.errors import LeaseholdError
 
@@ -132,17 +132,15 @@ class Announcer:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def tell(self, event: Event) -> None:
-        """Never waits for a hook."""
+    def tell(self, kind: type[Event], **facts: Any) -> None:
+        """Put an event of this kind on its way. Never waits for a hook."""
         if not self.hooks:
             return
-        self._queue.put(event)
+        self._queue.put(kind(**facts))
         if self._thread is None:
             with self._lock:
                 if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._call_hooks, name=f"events {self._name}", daemon=True
-                    )
+                    self._thread = threading.Thread(target=self._call_hooks, name=f"events {self._name}", daemon=True)
                     self._thread.start()
 
     def close(self, timeout: float = 1.0) -> None:

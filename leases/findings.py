@@ -74,9 +74,7 @@ def _host_findings(area: LockspaceArea, rows: NDArray[Any]) -> Iterator[Finding]
         yield Finding(Severity.ERROR, place, f"host id {row + 1}: {_what_is_wrong(rows[row], bool(ours[row]))}",
                       "this host id can't be used; others can")  # fmt: skip
     good = ours & rows["checksum_ok"]
-    wrong_id = (
-        good & rows["used"] & (rows["owner_id"] != np.arange(1, len(rows) + 1)) & (rows["owner_id"] != 0)
-    )
+    wrong_id = good & rows["used"] & (rows["owner_id"] != np.arange(1, len(rows) + 1)) & (rows["owner_id"] != 0)
     for row in np.flatnonzero(wrong_id).tolist():
         place = Place(area.place.disk, area.place.at(area.geometry.delta_offset(row + 1)))
         yield Finding(Severity.ERROR, place, f"host id {row + 1}: its record is that of host {rows[row]['owner_id']}",
@@ -95,9 +93,7 @@ def _what_is_wrong(row: Any, ours: bool) -> str:
     if row["magic"] != DELTA_MAGIC:
         return f"no delta lease (magic {int(row['magic']):#x})"
     if not ours:
-        return (
-            f"it belongs to lockspace {name_of(bytes(row['space_name'])).decode(errors='backslashreplace')}"
-        )
+        return f"it belongs to lockspace {name_of(bytes(row['space_name'])).decode(errors='backslashreplace')}"
     return "its checksum is wrong"
 
 
@@ -138,9 +134,7 @@ def _entry_findings(index: Index, entries: Entries) -> Iterator[Finding]:
         first.setdefault(name, number)
         stored = IndexEntry.unpack(entries.area[at : at + ENTRY_LENGTH]).res_offset
         if stored != index.offset(number):
-            what = (
-                f"entry {number} ({text}) states offset {stored}, its position means {index.offset(number)}"
-            )
+            what = f"entry {number} ({text}) states offset {stored}, its position means {index.offset(number)}"
             yield Finding(Severity.WARNING, place, what, "rebuild the index")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from leases import events
 from leases.holdings import Phase
 from leases.keeper.decisions import Holder, Paused, Stop
-from leases.keeper.watchdog import WatchdogConnection, boot_time
+from leases.keeper.watchdog import boot_time
 from leases.lease import Lease
 from paxos.errors import LeaseholdError, WatchdogUnavailable
 from paxos.host_lease import Beacon, Renewal
@@ -21,15 +21,14 @@ from paxos.records import Leader
 from paxos.resource import Held
 
 if TYPE_CHECKING:
-    from leases.lockspace import Lockspace
+    from leases.membership import Membership
 
 
 class KeeperHands:
-    """Of one lockspace."""
+    """Of one membership."""
 
-    def __init__(self, lockspace: Lockspace, connection: WatchdogConnection) -> None:
-        self._lockspace = lockspace
-        self._connection = connection
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
         # ourselves as a user of leases: no signals, but not gone either
         self._self = Holder(os.getpid(), has_kill_path=True, kill_path_begun=True, never_kill=True)
         self._paused_for = 0.0
@@ -42,22 +41,22 @@ class KeeperHands:
     # --- the renewal thread ---
 
     def examine(self, view: memoryview, at: float) -> Observation:
-        lockspace = self._lockspace
-        observation = lockspace.hosts.observe(view, at)
+        membership = self._membership
+        observation = membership.hosts.observe(view, at)
         if observation.paused_for:
             self._paused_for = observation.paused_for
-            lockspace.tell(events.Stalled, seconds=observation.paused_for)
+            membership.tell(events.Stalled, seconds=observation.paused_for)
         for host_id in observation.calling:
             self._called_by(host_id, view, at)
         return observation
 
     def _called_by(self, host_id: int, view: memoryview, at: float) -> None:
         """Another host has something to say (ondisk.md 7.2)."""
-        lockspace = self._lockspace
-        offset = lockspace.area.geometry.delta_offset(host_id)
-        leader = Leader.unpack(view[offset : offset + lockspace.area.geometry.sector_size])
+        membership = self._membership
+        offset = membership.area.geometry.delta_offset(host_id)
+        leader = Leader.unpack(view[offset : offset + membership.area.geometry.sector_size])
         if leader.write_generation:
-            lockspace.tell(
+            membership.tell(
                 events.HostEvent,
                 from_host=host_id,
                 from_generation=leader.owner_generation,
@@ -65,18 +64,18 @@ class KeeperHands:
                 event=leader.write_generation,
                 data=leader.write_timestamp,
             )
-        if at - self._answered.get(host_id, float("-inf")) >= lockspace.timing.bitmap_life:
+        if at - self._answered.get(host_id, float("-inf")) >= membership.timing.bitmap_life:
             self._answered[host_id] = at
-            lockspace.attendant.look_at_requests()
+            membership.attendant.look_at_requests()
 
     def renewed(self, renewal: Renewal, expires: float) -> None:
-        lockspace = self._lockspace
+        membership = self._membership
         try:
-            self._connection.renew(lockspace.vitals.last_success, expires)
+            membership.connection.renew(membership.vitals.last_success, expires)
         except WatchdogUnavailable as trouble:
-            lockspace.tell(events.RenewalFailed, error=trouble)
+            membership.tell(events.RenewalFailed, error=trouble)
         self._set_beacon()
-        lockspace.tell(
+        membership.tell(
             events.Renewed,
             read_seconds=renewal.read_seconds,
             write_seconds=renewal.write_seconds,
@@ -85,24 +84,22 @@ class KeeperHands:
         )
 
     def renewal_failed(self, error: LeaseholdError) -> None:
-        self._lockspace.tell(events.RenewalFailed, error=error)
-        if self._lockspace.vitals.failure is not None:
-            self._lockspace.wake_guard()
+        self._membership.tell(events.RenewalFailed, error=error)
+        if self._membership.vitals.failure is not None:
+            self._membership.wake_guard()
 
     def held(self) -> Iterable[Held]:
         """Asked when we stood still: operations that are under way may rest on what they read before that."""
         found = []
-        for grip in self._lockspace.holdings.grips():
+        for grip in self._membership.holdings.grips():
             if grip.phase is Phase.BUSY:
-                grip.suspect = Paused(
-                    seconds=self._paused_for, cause="an operation on the lease was under way"
-                )
+                grip.suspect = Paused(seconds=self._paused_for, cause="an operation on the lease was under way")
             elif grip.held is not None and not all(lease.lost.is_set() for lease in grip.leases):
                 found.append(grip.held)
         return found
 
     def lost(self, held: Held, reason: LeaseholdError) -> None:
-        for grip in self._lockspace.holdings.grips():
+        for grip in self._membership.holdings.grips():
             if grip.held is held:
                 for lease in list(grip.leases):
                     self._lose(lease, reason)
@@ -111,7 +108,7 @@ class KeeperHands:
     def _lose(self, lease: Lease, reason: LeaseholdError) -> None:
         if not lease.lost.is_set():
             lease.lost.set(reason)
-            self._lockspace.tell(events.LeaseGone, resource=lease.resource, reason=reason)
+            self._membership.tell(events.LeaseGone, resource=lease.resource, reason=reason)
 
     def stop_users_of(self, lease: Lease) -> None:
         """Without grace: others have the lease."""
@@ -119,34 +116,32 @@ class KeeperHands:
             self._stop(pid, Stop.KILL)
 
     def _stop(self, pid: int, how: Stop) -> None:
-        self._lockspace.users.stop(pid, how)
-        self._lockspace.tell(events.HolderStopped, pid=pid, how=how.value)
+        self._membership.uses.users.stop(pid, how)
+        self._membership.tell(events.HolderStopped, pid=pid, how=how.value)
 
     # --- the guard ---
 
     def warn(self, seconds: float) -> None:
-        self._lockspace.tell(events.RenewalLate, seconds=seconds)
+        self._membership.tell(events.RenewalLate, seconds=seconds)
 
     def recovery(self, reason: LeaseholdError) -> None:
-        lockspace = self._lockspace
-        lockspace.stop_operations()
-        for lease in lockspace.holdings.leases():
+        membership = self._membership
+        membership.closing.set("the lockspace has failed")
+        for lease in membership.holdings.leases():
             self._lose(lease, reason)
-        lockspace.tell(events.RecoveryBegun, reason=reason)
+        membership.tell(events.RecoveryBegun, reason=reason)
 
     def holders(self) -> list[Holder]:
-        found = [user.holder for user in self._lockspace.users.alive()]
+        found = [user.holder for user in self._membership.uses.users.alive()]
         if self._in_own_use():
             found.append(self._self)
         return found
 
     def _in_own_use(self) -> bool:
-        grips = self._lockspace.holdings.grips()
+        grips = self._membership.holdings.grips()
         if any(grip.phase is Phase.BUSY for grip in grips):
             return True
-        return any(
-            not lease.holders and not lease.lost.acknowledged for grip in grips for lease in grip.leases
-        )
+        return any(not lease.holders and not lease.lost.acknowledged for grip in grips for lease in grip.leases)
 
     def stop(self, holder: Holder, how: Stop) -> None:
         if holder is not self._self:
@@ -156,7 +151,7 @@ class KeeperHands:
 
     def call(self, host_id: int) -> None:
         """Ask for the attention of a host, for a while."""
-        self._calls[host_id] = boot_time() + self._lockspace.timing.bitmap_life
+        self._calls[host_id] = boot_time() + self._membership.timing.bitmap_life
         self._set_beacon()
 
     def send(self, event: tuple[int, int, int], host_id: int) -> None:
@@ -166,11 +161,13 @@ class KeeperHands:
     def _set_beacon(self) -> None:
         at = boot_time()
         called = frozenset(host_id for host_id, until in list(self._calls.items()) if until > at)
-        self._lockspace.vitals.beacon = Beacon(called, self._event)
+        self._membership.vitals.beacon = Beacon(called, self._event)
+
+    def for_processes_only(self) -> KeeperHands:
+        """For leaving by force: who leaves is no user any more, whatever it holds."""
+        return _OnlyProcesses(self._membership)
 
 
-class OnlyProcesses(KeeperHands):
-    """For leaving by force: who leaves is no user any more, whatever it holds."""
-
+class _OnlyProcesses(KeeperHands):
     def _in_own_use(self) -> bool:
         return False

@@ -52,9 +52,7 @@ class Grip:
 
     def writes_in_flight(self) -> list[Pending]:
         """The own writes that may still happen. An overdue read changes nothing."""
-        return [
-            one for one in self.in_flight if isinstance(one.step, Write) and not getattr(one, "landed", False)
-        ]
+        return [one for one in self.in_flight if isinstance(one.step, Write) and not getattr(one, "landed", False)]
 
 
 class Holdings:
@@ -81,9 +79,7 @@ class Holdings:
             held = grip.held
             if shared and held is not None and held.shared and held.lease.place == area.place:
                 return grip
-            raise AlreadyHeld(
-                resource=area.name, holders=[pid for lease in grip.leases for pid in lease.holders]
-            )
+            raise AlreadyHeld(resource=area.name, holders=[pid for lease in grip.leases for pid in lease.holders])
 
     def attach(self, grip: Grip, lease: Lease) -> bool:
         """One more user of a shared lease. False when it is not HELD any more."""
@@ -105,9 +101,7 @@ class Holdings:
         with self._lock:
             self._require_idle(grip)
             if grip.leases != [lease]:
-                raise AlreadyHeld(
-                    resource=grip.name, holders=[pid for one in grip.leases for pid in one.holders]
-                )
+                raise AlreadyHeld(resource=grip.name, holders=[pid for one in grip.leases for pid in one.holders])
             grip.phase, grip.doing = Phase.BUSY, doing
 
     def let_go(self, grip: Grip, lease: Lease) -> bool:

@@ -8,8 +8,10 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from leases.events import Event, Hook, RecoveryBegun
 from leases.keeper.watchdog import Watchdog, open_watchdog
 from leases.lockspace import Lockspace
+from leases.membership import Membership
 from paxos import host_lease
 from paxos.area import belonging, decode_lockspace
 from paxos.disk.abort import AbortSignal
@@ -125,22 +127,22 @@ def _join_as(
     watchdog = open_watchdog(given, wish.fire_timeout) if isinstance(given, str) else given
     try:
         if watchdog.fire_timeout != wish.fire_timeout:
-            raise InvalidUse(
-                reason=f"the watchdog fires after {watchdog.fire_timeout} s, not {wish.fire_timeout} s"
-            )
-        lockspace = Lockspace(
-            area,
-            host_id,
-            (wish.owner_name or default_owner_name()).encode(),
-            timing,
-            watchdog,
-            own_watchdog=watchdog is not given,
-            index_place=wish.index_place,
-            on_recovery=wish.on_recovery,
-        )
+            raise InvalidUse(reason=f"the watchdog fires after {watchdog.fire_timeout} s, not {wish.fire_timeout} s")
+        name = (wish.owner_name or default_owner_name()).encode()
+        membership = Membership(area, host_id, name, timing, watchdog, own_watchdog=watchdog is not given)
     except BaseException:
         if watchdog is not given:
             watchdog.close()
         raise
-    lockspace.start(progress, abort)
-    return lockspace
+    if wish.on_recovery is not None:
+        membership.announcer.hooks.append(_recovery_hook(wish.on_recovery))
+    membership.start(progress, abort or AbortSignal())
+    return Lockspace(membership, wish.index_place)
+
+
+def _recovery_hook(tell: Callable[[LeaseholdError], object]) -> Hook:
+    def hook(event: Event) -> None:
+        if isinstance(event, RecoveryBegun):
+            tell(event.reason)
+
+    return hook

@@ -84,13 +84,9 @@ def geometry_for(plan: Plan, detected_sector_size: int) -> Geometry:
     if plan.sector_size is None and plan.align_size is None:
         return Geometry.default(detected_sector_size)
     if plan.sector_size is None or plan.align_size is None:
-        raise SizesInvalid(
-            sector_size=plan.sector_size or "(not given)", align_size=plan.align_size or "(not given)"
-        )
+        raise SizesInvalid(sector_size=plan.sector_size or "(not given)", align_size=plan.align_size or "(not given)")
     if plan.sector_size % detected_sector_size:
-        raise InvalidUse(
-            reason=f"sectors of {plan.sector_size} bytes on a disk with {detected_sector_size}-byte ones"
-        )
+        raise InvalidUse(reason=f"sectors of {plan.sector_size} bytes on a disk with {detected_sector_size}-byte ones")
     return Geometry(plan.sector_size, plan.align_size)
 
 
@@ -100,9 +96,7 @@ def _into_new_file(path: str, plan: Plan, progress: Progress) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
     except OSError as failure:
-        raise CannotOpen(
-            disk=path, errno=failure.errno, reason=os.strerror(failure.errno or errno.EIO)
-        ) from failure
+        raise CannotOpen(disk=path, errno=failure.errno, reason=os.strerror(failure.errno or errno.EIO)) from failure
     try:
         _fill(fd, 0, (FIXED_AREAS + leases) * geometry.align_size, path, progress)
         os.close(fd)
@@ -136,9 +130,7 @@ def _room(device: Device, plan: Plan, geometry: Geometry) -> tuple[int, int]:
     if device.is_block:
         leases = plan.leases or min(DEFAULT_RESOURCES, fits)
         if leases > fits or fits < 0:
-            raise InvalidUse(
-                reason=f"{device.path} has room for {max(fits, 0)} leases of {geometry.align_size} bytes"
-            )
+            raise InvalidUse(reason=f"{device.path} has room for {max(fits, 0)} leases of {geometry.align_size} bytes")
         return _checked_leases(leases, geometry), 0
     leases = plan.leases or max(FILE_LEASES, min(DEFAULT_RESOURCES, fits))
     return _checked_leases(leases, geometry), (FIXED_AREAS + leases) * geometry.align_size
@@ -161,9 +153,7 @@ def _refuse_unless_empty(device: Device, geometry: Geometry) -> None:
             raise VolumeInUse(
                 path=device.path, found=f"it holds the lockspace {name.decode(errors='backslashreplace')}"
             )
-        length = (
-            min(FIXED_AREAS * geometry.align_size, device.size) // device.sector_size * device.sector_size
-        )
+        length = min(FIXED_AREAS * geometry.align_size, device.size) // device.sector_size * device.sector_size
         for offset in range(0, length, MIB):
             at = engine.run(_first_byte(device.path, offset, min(MIB, length - offset)))
             if at is not None:
@@ -190,9 +180,7 @@ def _fill(fd: int, start: int, end: int, path: str, progress: Progress) -> None:
                 progress(f"writing {path} ({done // MIB} of {(end - start) // MIB} MiB)", left)
         os.fsync(fd)
     except OSError as failure:
-        raise DiskError(
-            operation="write", length=MIB, disk=path, offset=start, errno=failure.errno
-        ) from failure
+        raise DiskError(operation="write", length=MIB, disk=path, offset=start, errno=failure.errno) from failure
 
 
 def _write(path: str, plan: Plan, geometry: Geometry, leases: int) -> None:

@@ -103,10 +103,11 @@ class Lease:
         self.resource = grip.name.decode("utf-8", "backslashreplace")
         self.released = False
         self.lost = Lost(self._acknowledged)
-        self._grip = grip
-        self._held = held
+        self.grip = grip
+        #: what it is on the disk
+        self.held = held
         #: the processes that use it; none: this process does
-        self._pids: list[int] = []
+        self.pids: list[int] = []
 
     def __repr__(self) -> str:
         state = "released" if self.released else f"lost: {self.lost.reason}" if self.lost.is_set() else "held"
@@ -114,17 +115,12 @@ class Lease:
 
     @property
     def token(self) -> FencingToken:
-        held = self._held
+        held = self.held
         return FencingToken(self.lockspace.name, self.resource, held.lver, held.host_id, held.generation)
 
     @property
     def shared(self) -> bool:
-        return self._held.shared
-
-    @property
-    def held(self) -> Held:
-        """What it is on the disk."""
-        return self._held
+        return self.held.shared
 
     @property
     def deadline(self) -> float:
@@ -164,7 +160,7 @@ class Lease:
     @property
     def holders(self) -> tuple[int, ...]:
         """The pids that `add_holder` named."""
-        return tuple(self._pids)
+        return tuple(self.pids)
 
     def convert(self, *, shared: bool) -> None:
         """Make it shared or exclusive. Raises as `Lockspace.acquire`; on a refusal it stays as it was."""

@@ -198,9 +198,7 @@ def explain(lease: LeaseInfo, onlooker: Onlooker) -> Explanation:
     who = " and ".join(_who(owner, lease) for owner in holding)
     if alive:
         ago = min(host.quiet_for or 0.0 for host in alive)
-        return Explanation(
-            lease, hosts, watched, ago, None, f"{who}, which is alive: it renewed {ago:.0f} s ago"
-        )
+        return Explanation(lease, hosts, watched, ago, None, f"{who}, which is alive: it renewed {ago:.0f} s ago")
     waits = [onlooker.host_dead(host) - (host.quiet_for or 0.0) for host in hosts]
     wait = max(0.0, *waits) if waits else 0.0
     if wait == 0.0:

@@ -102,13 +102,9 @@ class Volume:
     @property
     def index(self) -> Index:
         """Raises BadRecord where there is none, DiskError."""
-        return self._run(
-            open_index(self.area.name, index_place(self.path, self.geometry), DEFAULT_IO_TIMEOUT)
-        )
+        return self._run(open_index(self.area.name, index_place(self.path, self.geometry), DEFAULT_IO_TIMEOUT))
 
-    def hosts(
-        self, watch_seconds: float = 0.0, *, fire_timeout: float = DEFAULT_FIRE_TIMEOUT
-    ) -> list[HostInfo]:
+    def hosts(self, watch_seconds: float = 0.0, *, fire_timeout: float = DEFAULT_FIRE_TIMEOUT) -> list[HostInfo]:
         """Every host id that was ever taken; watched for so long to tell who is alive. Raises DiskError."""
         onlooker = Onlooker(self.area, fire_timeout)
         self._run(onlooker.watch(watch_seconds))
@@ -120,10 +116,7 @@ class Volume:
         entries = self._run(read_entries(index, DEFAULT_IO_TIMEOUT))
         onlooker = Onlooker(self.area, DEFAULT_FIRE_TIMEOUT)
         self._run(onlooker.look())
-        return [
-            self._lease_info(index.lease(name, number), onlooker)
-            for number, name in sorted(entries.names.items())
-        ]
+        return [self._lease_info(index.lease(name, number), onlooker) for number, name in sorted(entries.names.items())]
 
     def _lease_info(self, lease: LeaseArea, onlooker: Onlooker) -> LeaseInfo:
         try:
@@ -194,9 +187,7 @@ class Volume:
         self.lease_area(name)
         self._as_member(lockspace_membership, progress, lambda member: member.delete_lease(name))
 
-    def _as_member(
-        self, given: Lockspace | None, progress: Progress | None, action: Callable[[Lockspace], T]
-    ) -> T:
+    def _as_member(self, given: Lockspace | None, progress: Progress | None, action: Callable[[Lockspace], T]) -> T:
         if given is not None:
             return action(given)
         with self.join(watchdog="none", progress=progress) as lockspace:

@@ -31,6 +31,10 @@ class RenewalThread(threading.Thread):
         self._when_done = when_done
         self._abort = AbortSignal()
 
+    @property
+    def aborted(self) -> bool:
+        return self._abort.is_set()
+
     def abort(self, reason: str) -> None:
         """It ends where it merely waits; what it is writing it writes first."""
         self._abort.set(reason)
