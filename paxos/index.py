@@ -21,17 +21,19 @@ from paxos.errors import (
     IndexFull,
     IndexNameError,
     IndexOffsetError,
+    LeaderMagicError,
     LeaseHeld,
     LeaseholdError,
     NameTaken,
     NoSuchLease,
+    ResourceNameError,
     ShortIO,
 )
 from paxos.geometry import PROBE_LENGTH, Geometry, Place
 from paxos.index_records import ENTRY_LENGTH, FREE_ENTRY, IndexEntry, IndexHeader, fresh_index
 from paxos.lease_area import LeaseArea, survey
 from paxos.liveness import Member
-from paxos.owners import owners
+from paxos.owners import Owner, owners
 from paxos.records import Leader, fresh_resource, name_of, pack_name, verify_paxos
 from paxos.resource import Held, Want, acquire, release
 from paxos.steps import Steps, now, read, write
@@ -166,7 +168,10 @@ def _create(member: Member, index: Index, entries: Entries, name: bytes, num_hos
 
 
 def delete(member: Member, index: Index, name: bytes) -> Steps[None]:
-    """Remove a lease that nobody holds. Raises NoSuchLease, LeaseHeld, HeldElsewhere (the guard), DiskError."""
+    """Remove a lease that nobody holds.
+
+    Raises NoSuchLease, LeaseHeld, BadRecord, HeldElsewhere (the guard), DiskError.
+    """
     yield from _guarded(member, index, lambda entries: _delete(member, index, entries, name))
 
 
@@ -175,18 +180,27 @@ def _delete(member: Member, index: Index, entries: Entries, name: bytes) -> Step
     if number is None:
         raise NoSuchLease(resource=name, place=index.place)
     lease = index.lease(name, number)
-    try:
-        scene = yield from survey(lease, member.host_id, member.timing.io_timeout)
-        holding = owners(scene)
-    except BadRecord:
-        holding = []  # what is no lease can't be held, and deleting it is the way to be rid of it
-    if holding:
-        first = holding[0]
-        raise LeaseHeld(resource=name, owner_host=first.host_id, generation=first.generation)
+    for owner in (yield from _owners(member, index, lease, number)):
+        raise LeaseHeld(resource=name, owner_host=owner.host_id, generation=owner.generation)
     yield from _write_entry(member, index, entries, number, FREE_ENTRY)
     cleared_at = int((yield from now()))
     image = fresh_resource(index.lockspace, name, index.geometry, cleared_at=cleared_at)
     yield from write(lease.place.disk, lease.place.offset, image, INIT_WRITE_TIMEOUT)
+
+
+def _owners(member: Member, index: Index, lease: LeaseArea, number: int) -> Steps[list[Owner]]:
+    """Who holds what lies in the area of entry `number`, whatever its name there is: it may have been renamed.
+
+    What is no lease is held by nobody. What can't be understood, or is damaged, may be held: BadRecord.
+    """
+    any_host = 1  # not our id: it need not be among the hosts that the lease is laid out for
+    try:
+        scene = yield from survey(lease, any_host, member.timing.io_timeout)
+    except LeaderMagicError:
+        return []
+    except ResourceNameError as renamed:
+        scene = yield from survey(index.lease(renamed.found, number), any_host, member.timing.io_timeout)
+    return owners(scene)
 
 
 def set_entry(member: Member, index: Index, offset: int, name: bytes) -> Steps[None]:

@@ -86,23 +86,28 @@ class Cluster:
     """Lockspace "LS" at 0, leases "r0", "r1", ... in the areas after it, on the disk "d"."""
 
     def __init__(
-        self, geometry: Geometry | None = None, leases: int = 1, num_hosts: int = 0, io_timeout: int = 1
+        self,
+        geometry: Geometry | None = None,
+        leases: int = 1,
+        num_hosts: int = 0,
+        io_timeout: int = 1,
+        name: bytes = b"LS",
     ) -> None:
         self.geometry = geometry or Geometry(512, MIB)
         self.timing = Timing(io_timeout)
         align = self.geometry.align_size
         self.world = MemoryWorld(d=align * (1 + leases))
-        self.area = LockspaceArea(b"LS", Place("d", 0), self.geometry)
+        self.area = LockspaceArea(name, Place("d", 0), self.geometry)
         disk = self.world.disks["d"]
-        whole, first = fresh_lockspace(b"LS", self.geometry, io_timeout)
+        whole, first = fresh_lockspace(name, self.geometry, io_timeout)
         disk[: len(whole)] = whole
         disk[: len(first)] = first
         self.leases = []
         for number in range(leases):
-            name = b"r%d" % number
+            resource_name = b"r%d" % number
             offset = align * (1 + number)
-            disk[offset : offset + align] = fresh_resource(b"LS", name, self.geometry, num_hosts)
-            self.leases.append(LeaseArea(b"LS", name, Place("d", offset), self.geometry))
+            disk[offset : offset + align] = fresh_resource(name, resource_name, self.geometry, num_hosts)
+            self.leases.append(LeaseArea(name, resource_name, Place("d", offset), self.geometry))
         self.lease = self.leases[0]
         self.alive: list[Host] = []
         self._renewing = False
@@ -128,10 +133,12 @@ class Cluster:
         if self._renewing:
             return
         self._renewing = True
-        for host in self.alive:
-            if self.world.time >= host.lease.last_success + 2 * host.timing.io_timeout:
-                host.renew()
-        self._renewing = False
+        try:
+            for host in self.alive:
+                if self.world.time >= host.lease.last_success + 2 * host.timing.io_timeout:
+                    host.renew()
+        finally:
+            self._renewing = False
 
     # --- what lies on the disk ---
 

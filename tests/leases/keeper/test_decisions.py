@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 
@@ -104,7 +105,7 @@ def test_the_host_lease_is_renewed_every_two_io_timeouts(keeper: Keeper) -> None
     """ondisk.md 4.3: "Measured period: 2 io + about 0.5 s"."""
     keeper.run(210)
     times = [at for at, _ in keeper.expiries]
-    periods = {round(later - earlier, 3) for earlier, later in zip(times, times[1:], strict=False)}
+    periods = {round(later - earlier, 3) for earlier, later in pairwise(times)}
     assert periods == {2 * IO + 0.5}
 
 
@@ -338,7 +339,7 @@ def test_holders_get_sigterm_each_second_then_sigkill_after_the_grace(keeper: Ke
     sent = signals(keeper, 100)
     assert {how for at, how in sent if at < last + 120} == {Stop.TERMINATE}
     assert {how for at, how in sent if at >= last + 120} == {Stop.KILL}
-    gaps = [later[0] - earlier[0] for earlier, later in zip(sent, sent[1:], strict=False)]
+    gaps = [later[0] - earlier[0] for earlier, later in pairwise(sent)]
     assert all(1.0 <= gap <= 1.2 for gap in gaps)
 
 
