@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -32,6 +32,8 @@ from uuid import UUID
 from paxos.errors import AlreadyHeld, HeldElsewhere, InvalidUse, LeaseholdError, NotHeld
 
 ENTRY_POINTS = "leasehold.backends"
+#: what backends offer to the command line: callables by name
+SERVICES = "leasehold.services"
 
 
 # -------------------------------------------------------------------------------------------------- vocabulary
@@ -401,3 +403,11 @@ def open_manager(name: str, **settings: Any) -> LockManager:
     except TypeError as error:
         raise InvalidUse(reason=f"the lock manager {name} can't be set up so: {error}") from error
     return manager
+
+
+def service(name: str) -> Callable[..., Any]:
+    """What a backend offers to the command line under this name. Raises InvalidUse if it is not installed."""
+    for point in entry_points(group=SERVICES, name=name):
+        found: Callable[..., Any] = point.load()
+        return found
+    raise InvalidUse(reason=f"nothing that is installed offers {name}")

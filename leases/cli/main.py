@@ -21,6 +21,8 @@ GROUPS = {
     "lease": "create, list, show and delete the leases of a volume",
     "volume": "create, show and check volumes",
     "host": "list the hosts of a volume",
+    "virtlockd": "be the lock daemon of libvirt's lockd plugin",
+    "libvirt-hook": "take the leases of libvirt's guests, as its qemu hook",
 }
 
 
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in GROUPS:
         print(f"leasehold: there is no command {words[0]!r}: it is one of {', '.join(GROUPS)}", file=sys.stderr)
         return exit_codes.USAGE
-    options = import_module(f"leases.cli.{words[0]}").parser().parse_args(words[1:])
+    options = import_module(f"leases.cli.{words[0].replace('-', '_')}").parser().parse_args(words[1:])
     try:
         return int(options.do(options) or 0)
     except KeyboardInterrupt:

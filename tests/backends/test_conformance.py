@@ -83,5 +83,5 @@ def test_an_unknown_lock_manager_is_told_with_the_known_ones() -> None:
 
 
 def test_an_unknown_setting_is_refused() -> None:
-    with pytest.raises(InvalidUse, match="colour"):
+    with pytest.raises(InvalidUse, match="nop"):
         open_manager("nop", colour="red")
