@@ -158,6 +158,12 @@ class KeeperHands:
         self._event = event
         self.call(host_id)
 
+    def forget(self, event: tuple[int, int, int], host_id: int) -> None:
+        """Do not ask for the attention of a host any more, and tell the others this."""
+        self._event = event
+        self._calls.pop(host_id, None)
+        self._set_beacon()
+
     def _set_beacon(self) -> None:
         at = boot_time()
         called = frozenset(host_id for host_id, until in list(self._calls.items()) if until > at)

@@ -180,14 +180,15 @@ class Lease:
         self._require_held()
         self.lockspace.write_lvb(self, data)
 
-    def release(self, lvb: bytes | None = None) -> None:
-        """Give it back; harmless when repeated, and once it is lost.
+    def release(self, lvb: bytes | None = None, new_name: bytes | None = None) -> None:
+        """Give it back; harmless when repeated, and once it is lost. For an exclusive one, with a last value block,
+        and under another name from then on.
 
         Raises DiskError where the disk did not take it (the lease is given up all the same, and settled in the
         background), and ReleaseOwner where the disk says that it was not ours any more.
         """
         if not self.released:
-            self.lockspace.release(self, lvb)
+            self.lockspace.release(self, lvb, new_name)
 
     def __enter__(self) -> Lease:
         return self

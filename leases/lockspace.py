@@ -158,9 +158,9 @@ class Lockspace:
 
     # ----------------------------------------------------------------------------------- what a Lease asks for
 
-    def release(self, lease: Lease, lvb: bytes | None = None) -> None:
+    def release(self, lease: Lease, lvb: bytes | None = None, new_name: bytes | None = None) -> None:
         """See Lease.release."""
-        self._operations.release(lease, lvb)
+        self._operations.release(lease, lvb, new_name)
 
     def convert(self, lease: Lease, shared: bool) -> None:
         """See Lease.convert."""

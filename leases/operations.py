@@ -124,7 +124,7 @@ class Operations:
             try:
                 membership.uses.begin(lease, holder)
             except LeaseholdError:
-                self._release_on_disk(grip, held, None)
+                self._release_on_disk(grip, held)
                 raise
             membership.holdings.grant(grip, held, lease)
         finally:
@@ -176,7 +176,7 @@ class Operations:
 
     # ----------------------------------------------------------------------------------------------- releasing
 
-    def release(self, lease: Lease, lvb: bytes | None = None) -> None:
+    def release(self, lease: Lease, lvb: bytes | None = None, new_name: bytes | None = None) -> None:
         """See Lease.release."""
         membership, grip = self._membership, lease.grip
         last = membership.holdings.let_go(grip, lease)
@@ -184,7 +184,7 @@ class Operations:
         ours = not lease.lost.is_set() and membership.vitals.failure is None and not membership.left.is_set()
         try:
             if last and ours:
-                self._release_on_disk(grip, lease.held, lvb)
+                self._release_on_disk(grip, lease.held, lvb, new_name)
             elif last:  # whoever has it now must find nothing of us
                 membership.holdings.drop(grip)
             elif grip.phase is Phase.UNSETTLED and not grip.leases:
@@ -194,10 +194,10 @@ class Operations:
             if membership.vitals.failure is not None:
                 membership.wake_guard()
 
-    def _release_on_disk(self, grip: Grip, held: Held, lvb: bytes | None) -> None:
+    def _release_on_disk(self, grip: Grip, held: Held, lvb: bytes | None = None, new_name: bytes | None = None) -> None:
         try:
             with ctrl_c_waits():
-                self._drive(grip, resource.release(self._membership.member, held, lvb), None)
+                self._drive(grip, resource.release(self._membership.member, held, lvb, new_name), None)
         finally:
             self._drop_if_busy(grip)
 
