@@ -22,6 +22,8 @@ DEFAULT_FIRE_TIMEOUT = 60
 MAX_IO_TIMEOUT = 255
 #: writing a whole new area may take this long (seconds)
 INIT_WRITE_TIMEOUT = 60.0
+#: how far two hosts' clocks may run apart, as a share of the time counted
+CLOCK_RATE_ERROR = 0.02
 #: SIGKILL may be sent this often to one process before it counts as stuck
 MAX_KILLS = 100
 
@@ -66,9 +68,10 @@ class Timing:
     def feed_margin(self) -> float:
         """A watchdog that leasehold feeds itself is fed for the last time this long before `renewal_fail`.
 
-        The reference's watchdog daemon keeps 10 s; with small io_timeouts that would leave no time to feed.
+        The reference's watchdog daemon keeps 10 s; with small io_timeouts that would leave no time to feed, with very
+        large ones it would not pay for clocks that run apart.
         """
-        return min(10.0, 2 * self.io_timeout)
+        return min(max(10.0, CLOCK_RATE_ERROR * self.host_dead), 2 * self.io_timeout)
 
     @property
     def pause_suspected(self) -> float:
@@ -111,8 +114,6 @@ class Timing:
         return 6 * self.io_timeout
 
 
-#: how far two hosts' clocks may run apart, as a share of the time counted
-CLOCK_RATE_ERROR = 0.02
 #: pause between two renewal attempts, and between the end of the interval and the attempt (seconds)
 RENEWAL_PAUSE = 0.5
 

@@ -330,7 +330,7 @@ def test_an_own_block_in_flight_is_waited_for_before_the_block_is_written_again(
 
 
 def test_a_dead_sharers_block_being_wiped_keeps_the_lease_ours_until_it_has_ended() -> None:
-    """Else the host could come back, share the lease, and have its new mark wiped: an exclusive owner would not see it."""
+    """Else the host could come back, share the lease, and have its new mark wiped unseen by an exclusive owner."""
     case = Case()
     the_dead_one_shares_it(case)
     wiping = case.lease.place.at(case.lease.geometry.block_offset(3))
