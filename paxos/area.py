@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paxos.checksum import crc_rows
-from paxos.errors import BlockChecksumError, HostIdInvalid
+from paxos.errors import BlockChecksumError, BlockMisplaced, HostIdInvalid
 from paxos.geometry import Geometry, Place
 from paxos.records import (
     BITMAP_OFFSET,
@@ -135,6 +135,10 @@ def blocks(view: Bytes, geometry: Geometry, num_hosts: int, place: Place | str) 
         right = [block.checksum_ok for _, block in found]
     if not all(right):
         raise BlockChecksumError(place=place, host_id=found[right.index(False)][0])
+    for host_id, block in found:
+        # Ballot numbers are host ids modulo the slots: another host's block here is a write that went astray.
+        if block.mbal and block.mbal % geometry.max_hosts != host_id % geometry.max_hosts:
+            raise BlockMisplaced(place=place, host_id=host_id, mbal=block.mbal)
     return found
 
 

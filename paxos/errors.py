@@ -111,6 +111,7 @@ class NameTaken(InvalidUse):
 class NoSuchLease(InvalidUse):
     code, name = -errno.ENOENT, "ENOENT"
     template = "no lease named {resource} in the index at {place}"
+    advice = "`leasehold lease list` shows the leases there are, `leasehold lease create` makes one"
 
 
 class StillHeld(InvalidUse):
@@ -315,6 +316,10 @@ class BlockChecksumError(BadRecord):
     code, name = -214, "DBLOCK_CHECKSUM"
     template = "{place}: the block of host {host_id} is damaged"
     advice = "a damaged block may hide a vote, so nothing is decided; repair it when no host uses the lease"
+
+
+class BlockMisplaced(BlockChecksumError):
+    template = "{place}: the block of host {host_id} has ballot number {mbal}, which is another host's"
 
 
 class RequestMagicError(BadRecord):

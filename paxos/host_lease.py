@@ -140,6 +140,10 @@ def acquire(
         raise HostIdInvalid(host_id=host_id, max_hosts=area.geometry.max_hosts)
     owner_name = owner_name[:MAX_OWNER_NAME]
     found, sector = yield from read_sector(area, host_id, timing.io_timeout)
+    again, _ = yield from read_sector(area, host_id, timing.io_timeout)
+    if again != found:
+        # It changes right now, or one of the reads went astray: what the next record builds on must be certain.
+        raise HostIdBusy(host_id=host_id, lockspace=area.name, owner_name=again.resource_name)
     other = Timing(judging_io_timeout(found.io_timeout, timing.io_timeout), timing.fire_timeout)
     # The same name is the same machine, so its old instance cannot still be running.
     if not found.free and not same_name(found.resource_name, owner_name):

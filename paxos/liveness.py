@@ -207,7 +207,10 @@ class HostTable:
         history = self.get(host_id)
         if history is None:
             return True
-        if history.timestamp == 0 or history.generation > generation:
+        if history.generation != generation:
+            # A mark of a later generation than was examined is of a host that joined since.
+            return history.generation < generation
+        if history.timestamp == 0:
             return False
         return history.last_check <= history.dead_at(self._timing.fire_timeout)
 

@@ -40,6 +40,7 @@ from paxos.errors import (
 from paxos.geometry import Place
 from paxos.lease_area import (
     LeaseArea,
+    is_block_of,
     read_block,
     read_leader,
     write_block,
@@ -219,11 +220,11 @@ def _clear_shared_holders(member: Member, won: Won, give_back: Callable[[], Step
     """
     alive = []
     timeout = member.timing.io_timeout
-    for host_id in won.marks:
+    for host_id, generation in won.marks.items():
         block, _ = yield from read_block(won.lease, host_id, timeout)
-        if not block.shared or block.mode_generation == 0:
-            continue
-        if member.hosts.shared_holder_alive(host_id, block.mode_generation):
+        if not block.shared and is_block_of(block, host_id, won.lease.geometry):
+            continue  # released meanwhile
+        if member.hosts.shared_holder_alive(host_id, generation):
             alive.append(host_id)
         else:
             place = won.lease.sector_place(won.lease.geometry.block_offset(host_id))

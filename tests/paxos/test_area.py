@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paxos.area import belonging, blocks, calling, decode_lockspace, shared_hosts
-from paxos.errors import BlockChecksumError, HostIdInvalid
+from paxos.errors import BlockChecksumError, BlockMisplaced, HostIdInvalid
 from paxos.geometry import MAX_HOSTS, Geometry, Place
 from paxos.records import (
     EMPTY_BLOCK,
@@ -204,9 +204,16 @@ class TestBlocks:
 
     def test_no_more_hosts_than_the_area_has_whatever_num_hosts_claims(self) -> None:
         # sector 2002 is the LVB: it would be the block of host 2001
-        image = resource(SIZES, {2000: voting(1)})
+        image = resource(SIZES, {2000: voting(2000)})
         put(image, SIZES.lvb_offset, b"opaque data of the caller")
         assert [host_id for host_id, _ in blocks(image, SIZES, 2**64 - 1, PLACE)] == [2000]
+
+    def test_a_block_with_another_hosts_ballot_number_went_astray(self) -> None:
+        image = resource(SIZES, {3: voting(2)})
+        with pytest.raises(BlockMisplaced) as refused:
+            blocks(image, SIZES, 2000, PLACE)
+        assert refused.value.host_id == 3
+        assert refused.value.code == -214
 
     def test_no_more_hosts_than_were_read(self) -> None:
         image = resource(SIZES, {1: voting(1), 2: voting(2), 3: voting(3)})
