@@ -43,6 +43,7 @@ class Lockspace:
         #: events of leases.events go to each callable in this list, one after the other, in a thread of its own
         self.on_event: list[Hook] = membership.announcer.hooks
         self._operations = Operations(self, membership)
+        membership.give_up = self._give_up
         self._index_place = index_place
         self._index: indexes.Index | None = None
         #: where the index has which lease; a lease's own record says if that is not so any more
@@ -285,7 +286,7 @@ class Lockspace:
         held = self.leases
         if held and not force and self.failure is None:
             raise StillHeld(lockspace=self.name, resources=sorted({lease.resource for lease in held}))
-        self.membership.leave(force, self._give_up if force else lambda: None)
+        self.membership.leave(force)
 
     def _give_up(self) -> None:
         """Release everything; after a failure only what this process itself uses: the guard sees to the others."""

@@ -81,6 +81,8 @@ class Membership:
         self.engines = Engines()
         #: set when the lockspace fails or is left: operations under way end where they merely wait
         self.closing = AbortSignal()
+        #: releases what is held, when it is left by force
+        self.give_up: Callable[[], None] = lambda: None
         #: set when it is all over
         self.left = threading.Event()
         self.hands = KeeperHands(self)
@@ -215,17 +217,18 @@ class Membership:
 
     # ------------------------------------------------------------------------------------------------- the end
 
-    def leave(self, force: bool, give_up: Callable[[], None] = lambda: None) -> None:
-        """Give the host id back. With `force`, processes that use leases are killed first, and then `give_up`
-        releases what is held. After a failure only wait for the end of recovery, as long as it can last.
+    def leave(self, force: bool) -> None:
+        """Give the host id back. With `force`, processes that use leases are killed first, and then what is held is
+        given up. After a failure only wait for the end of recovery, as long as it can last.
         """
         with self._leaving:
             if self.left.is_set():
                 return
             self.closing.set("the lockspace is being left")
-            if force and self.vitals.failure is None:
-                self._stop_processes()
-            give_up()
+            if force:
+                if self.vitals.failure is None:
+                    self._stop_processes()
+                self.give_up()
             if self.vitals.failure is not None:
                 self.wake_guard()
                 self.left.wait(max(0.0, self.vitals.last_success + self.timing.host_dead - boot_time()))

@@ -25,9 +25,10 @@ def owners(scene: Scene) -> list[Owner]:
     """
     leader = scene.leader
     found = []
-    if not leader.free and leader.owner_id and not scene.released_by_owner():
+    exclusive = not leader.free and leader.owner_id != 0 and not scene.released_by_owner()
+    if exclusive:
         found.append(Owner(leader.owner_id, leader.owner_generation, leader.timestamp, shared=False))
     for host_id, block in sorted(scene.blocks.items()):
-        if block.shared and not (found and host_id == leader.owner_id):
+        if block.shared and not (exclusive and host_id == leader.owner_id):
             found.append(Owner(host_id, block.mode_generation, 0, shared=True))
     return found

@@ -5,18 +5,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.support.leasehold_daemon import leasehold_daemon, leasehold_daemons
 from tests.support.never_skipped import pytest_make_collect_report, pytest_runtest_makereport
 from tests.support.peers import images, sanlock_daemon, sanlock_daemons
 from tests.support.storage import faulty_disk, late_disk, loop_disk, plain_disk
+from tests.support.volumes import directory, host_process, join, volume
 
 __all__ = [
+    "directory",
     "faulty_disk",
+    "host_process",
     "images",
+    "join",
     "late_disk",
+    "leasehold_daemon",
+    "leasehold_daemons",
     "loop_disk",
     "plain_disk",
     "pytest_make_collect_report",
     "pytest_runtest_makereport",
     "sanlock_daemon",
     "sanlock_daemons",
+    "volume",
 ]
