@@ -47,6 +47,7 @@ from leases.daemon.numbers import (
 )
 from leases.daemon.results import DaemonGone, DaemonSilent
 from leases.daemon.wire import EventMessage, Host, HostEvent, IndexEntry, Lockspace, Resource
+from paxos.errors import InvalidUse
 from paxos.geometry import Geometry
 
 T = TypeVar("T")
@@ -233,6 +234,8 @@ class AsyncClient:
         return AsyncRegistration(connection, self._timeout)
 
     def process(self, pid: int) -> AsyncProcess:
+        if not 0 < pid < 1 << 31:
+            raise InvalidUse(reason=f"{pid} is no process id")
         return AsyncProcess(self, pid)
 
     @contextlib.asynccontextmanager

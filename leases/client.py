@@ -53,6 +53,7 @@ from leases.daemon.numbers import (
 )
 from leases.daemon.results import DaemonSilent
 from leases.daemon.wire import EventMessage, Host, HostEvent, IndexEntry, Lockspace, Resource
+from paxos.errors import InvalidUse
 from paxos.geometry import Geometry
 
 T = TypeVar("T")
@@ -365,6 +366,8 @@ class Process(Holder):
     """Another process, registered with the daemon, by its pid. UnknownClient is raised when it is not."""
 
     def __init__(self, client: Client, pid: int) -> None:
+        if not 0 < pid < 1 << 31:
+            raise InvalidUse(reason=f"{pid} is no process id")
         self._client = client
         self._pid = pid
 

@@ -64,6 +64,11 @@ class Connection:
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    def detach(self) -> int:
+        """Its descriptor, which is the caller's from now on, and inherited by programs this one becomes."""
+        self._socket.set_inheritable(True)
+        return self._socket.detach()
+
     def close(self) -> None:
         """To the daemon, closing is the end of a registered client: its leases are released."""
         self._socket.close()

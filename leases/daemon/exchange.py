@@ -19,7 +19,6 @@ from typing import TypeVar
 
 from leases.daemon import statestring
 from leases.daemon.numbers import (
-    MAX_LVB,
     MAX_REPLY,
     MAX_RESOURCES,
     OWN_CONNECTION,
@@ -223,11 +222,7 @@ def _array(command: Command, header: Header, item: Callable[[bytes, int], T], si
 
 def _target(pid: int | None) -> int:
     """`data2`: the connection itself, or another registered process."""
-    if pid is None:
-        return OWN_CONNECTION
-    if not 0 < pid < 1 << 31:
-        raise InvalidUse(reason=f"{pid} is no process id")
-    return pid
+    return OWN_CONNECTION if pid is None else pid
 
 
 def _sized(flags: int, geometry: Geometry | None) -> int:
@@ -494,7 +489,11 @@ def _release(resources: list[Resource], pid: int | None, flags: int) -> Exchange
 
 def inquire(pid: int | None = None) -> Exchange[list[Resource]]:
     """The leases held, with disks; `lver` of exclusive ones, flag SHARED on shared ones."""
-    state = yield from inquire_state(pid)
+    return parse_held((yield from inquire_state(pid)))
+
+
+def parse_held(state: bytes) -> list[Resource]:
+    """The leases of a state string, none in an empty one. Raises BadText."""
     return statestring.parse_state(state) if state else []
 
 
@@ -543,10 +542,8 @@ def _check_count(resources: list[Resource]) -> None:
 
 
 def set_lvb(resource: ResourceLike, data: bytes) -> Exchange[None]:
-    """Set the lock value block of a lease held with LVB; it is written when the lease is released."""
+    """Set the lock value block of a lease held with LVB, up to a sector; its release writes it."""
     resource = as_resource(resource)
-    if len(data) > MAX_LVB:
-        raise InvalidUse(reason=f"a lock value block has at most {MAX_LVB} bytes, not {len(data)}")
     yield from _ask(Command.SET_LVB, resource.pack() + data, show(resource))
 
 
@@ -558,7 +555,7 @@ def get_lvb(resource: ResourceLike) -> Exchange[bytes]:
 
 
 def request_resource(
-    resource: ResourceLike, mode: RequestMode = RequestMode.GRACEFUL, next_lver: bool = False
+    resource: ResourceLike, mode: RequestMode | int = RequestMode.GRACEFUL, next_lver: bool = False
 ) -> Exchange[None]:
     """Ask the host that holds a lease to give it up: kill path or signals, by `mode`.
 
@@ -594,9 +591,12 @@ def next_event() -> Exchange[EventMessage]:
     return EventMessage.unpack((yield from receive(EventMessage.layout.size, "events")))
 
 
+#: marks an event connection, before it is closed, for END_EVENT to find
+END_OF_EVENTS = (1).to_bytes(4, sys.byteorder)
+
+
 def end_of_events() -> Exchange[None]:
-    """Marks an event connection, before it is closed, for END_EVENT to find."""
-    yield Send((1).to_bytes(4, sys.byteorder))
+    yield Send(END_OF_EVENTS)
 
 
 def end_events(lockspace: Name) -> Exchange[None]:

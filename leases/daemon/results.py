@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from leases.daemon.numbers import Command
 from paxos import errors
@@ -89,7 +88,7 @@ class UnknownClient(InvalidUse):
     """No process with this pid is registered with the daemon."""
 
     code, name = -errno.ESRCH, "ESRCH"
-    template = "process {pid} is not registered"
+    template = "{command} {subject}: no such process is registered"
 
 
 class OrphanExists(InvalidUse):
@@ -226,20 +225,32 @@ _BY_COMMAND: Mapping[tuple[Command, int], type[LeaseholdError]] = {
 _MESSAGE = "{command} {subject}: {text} ({name}, {code})"
 
 
-def refusal(command: Command, code: int, subject: object = "", **facts: Any) -> LeaseholdError:
+def refusal(command: Command, code: int, subject: str = "") -> LeaseholdError:
     """The error for a negative result of `command` about `subject`.
 
-    The daemon tells no more than the number, so the facts that its class usually has are missing, and its
-    message is made of what is known here.
+    The daemon tells no more than the number. So the facts that an error's class usually has may be missing, and
+    its message is then made of what is known here.
     """
     kind = _BY_COMMAND.get((command, code), _BY_CODE.get(code, DaemonRefused))
-    return kind(
-        **facts,
-        command=command.name,
-        subject=str(subject),
-        code=code,
-        errno=-code,
-        name=result_name(code),
-        text=result_text(code),
-        template=_MESSAGE,
-    )
+    text = result_text(code)
+    known = {"resource": subject, "lockspace": subject, "disk": subject, "reason": text}
+    facts = {
+        **known,
+        "command": command.name,
+        "subject": subject,
+        "code": code,
+        "errno": -code,
+        "name": result_name(code),
+        "text": text,
+    }
+    if not _tells_enough(kind.template, known):
+        facts["template"] = _MESSAGE
+    return kind(**facts)
+
+
+def _tells_enough(template: str, known: Mapping[str, str]) -> bool:
+    """Whether a class's own message can be made of these facts, and says what it is about."""
+    try:
+        return template.format_map(known) != known["reason"]
+    except KeyError:
+        return False

@@ -237,9 +237,9 @@ class SanlockDaemon:
 
     # --- its clients ---
 
-    def client(self, *, module: str | None = None, python: str = SYSTEM_PYTHON) -> PeerProcess:
+    def client(self, *, module: str = "sanlock", python: str = SYSTEM_PYTHON) -> PeerProcess:
         """A new process with a sanlock module loaded, not yet registered. See PeerProcess."""
-        process = PeerProcess(self, module=module, python=python)
+        process = PeerProcess(self.environment, module=module, python=python)
         self._clients.append(process)
         return process
 
@@ -266,18 +266,15 @@ class SanlockDaemon:
 
 #: reads one call a line, (function, args, kwargs), and answers ("ok", result) or ("error", class, args)
 _CALLS = """
-import importlib.util, os, sys
-path = sys.argv[1]
-if path:
-    sys.path.insert(0, os.path.dirname(path))
-import sanlock
-print(repr(("ok", sanlock.__file__)), flush=True)
+import sys
 from ast import literal_eval
+from importlib import import_module
+sanlock = import_module(sys.argv[1])
+print(repr(("ok", sanlock.__file__)), flush=True)
 for line in sys.stdin:
     name, args, kwargs = literal_eval(line)
     try:
-        member = getattr(sanlock, name)
-        print(repr(("ok", member(*args, **kwargs) if callable(member) else member)), flush=True)
+        print(repr(("ok", getattr(sanlock, name)(*args, **kwargs))), flush=True)
     except BaseException as error:
         print(repr(("error", type(error).__name__, error.args)), flush=True)
 """
@@ -295,16 +292,15 @@ class PeerError(Exception):
 class PeerProcess:
     """A process of its own that calls functions of a sanlock module, one after the other.
 
-    `module` is the path of the module's file (default: what `python` finds as `sanlock`).
+    `module` is the name by which `python` imports it, `environment` says which daemon it talks to.
     """
 
     def __init__(
-        self, daemon: SanlockDaemon, *, module: str | None = None, python: str = SYSTEM_PYTHON
+        self, environment: dict[str, str], *, module: str = "sanlock", python: str = SYSTEM_PYTHON
     ) -> None:
-        self.daemon = daemon
         self._process = subprocess.Popen(
-            [python, "-c", _CALLS, module or ""],
-            env=daemon.environment,
+            [python, "-c", _CALLS, module],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -357,7 +353,7 @@ class Holder(PeerProcess):
     """A registered client of a real daemon, which holds leases on its own connection."""
 
     def __init__(self, daemon: SanlockDaemon) -> None:
-        super().__init__(daemon)
+        super().__init__(daemon.environment)
         self.fd: int = self.call("register")
 
     def acquire(
