@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from paxos.checksum import crc_rows
 from paxos.errors import BlockChecksumError, BlockMisplaced, HostIdInvalid
+from paxos.fields import COUNTER_LIMIT
 from paxos.geometry import Geometry, Place
 from paxos.records import (
     BITMAP_OFFSET,
@@ -123,7 +124,8 @@ def blocks(view: Bytes, geometry: Geometry, num_hosts: int, place: Place | str) 
     """Host id and block of every host of a resource area whose block has any byte set, ascending.
 
     Looks at hosts 1..num_hosts, as far as `view` and the geometry have them. Raises BlockChecksumError for
-    the first one whose dblock is damaged: it may hide a vote, so no decision may pass over it.
+    the first one whose dblock is damaged, or was never counted so far: it may hide a vote, so no decision may pass
+    over it.
     """
     slots = _sectors(view, geometry, first=2, count=min(num_hosts, geometry.max_hosts))
     used = np.flatnonzero(_any_set(slots))
@@ -136,6 +138,8 @@ def blocks(view: Bytes, geometry: Geometry, num_hosts: int, place: Place | str) 
     if not all(right):
         raise BlockChecksumError(place=place, host_id=found[right.index(False)][0])
     for host_id, block in found:
+        if max(block.mbal, block.lver) > COUNTER_LIMIT:
+            raise BlockChecksumError(place=place, host_id=host_id)
         # Ballot numbers are host ids modulo the slots: another host's block here is a write that went astray.
         if block.mbal and block.mbal % geometry.max_hosts != host_id % geometry.max_hosts:
             raise BlockMisplaced(place=place, host_id=host_id, mbal=block.mbal)

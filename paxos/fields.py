@@ -11,6 +11,8 @@ Bytes: TypeAlias = bytes | bytearray | memoryview
 NAME_LENGTH: Final = 48
 #: a record whose version differs in these bits is laid out otherwise (ondisk.md 1.5)
 MAJOR_MASK: Final = 0xFFFF0000
+#: no host has ever counted so far: a version, generation or ballot number above it is damage, and could not be raised
+COUNTER_LIMIT: Final = 1 << 62
 
 
 def same_major(version: int, ours: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from paxos.checksum import crc
 from paxos.errors import (
+    BadRecord,
     LeaderChecksumError,
     LeaderFlagsError,
     LeaderMagicError,
@@ -21,7 +22,7 @@ from paxos.errors import (
     NumHostsError,
     ResourceNameError,
 )
-from paxos.fields import Bytes, name_of, need, same_major, same_name
+from paxos.fields import COUNTER_LIMIT, Bytes, name_of, need, same_major, same_name
 from paxos.geometry import ALIGN_MASK, Place
 
 DELTA_MAGIC: Final = 0x12212010
@@ -209,6 +210,8 @@ def _verify_rules(leader: Leader, place: Place | str, magic: int, record: str) -
     unknown = leader.flags & ~_KNOWN_FLAGS[magic]
     if unknown:
         raise LeaderFlagsError(place=place, record=record, found=leader.flags, unknown=unknown)
+    if max(leader.lver, leader.owner_generation) > COUNTER_LIMIT:
+        raise BadRecord(place=place, record=f"{record} (version {leader.lver}, generation {leader.owner_generation})")
 
 
 def _verify_minor(leader: Leader, place: Place | str, magic: int, record: str) -> None:
