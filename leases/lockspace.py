@@ -25,7 +25,7 @@ from paxos import index as indexes
 from paxos import request as requests
 from paxos import resource
 from paxos.disk.abort import AbortSignal
-from paxos.errors import BadRecord, InvalidUse, LeaseholdError, NoSuchLease, StillHeld
+from paxos.errors import BadRecord, InvalidUse, LeaseHeld, LeaseholdError, NoSuchLease, StillHeld
 from paxos.geometry import Place
 from paxos.lease_area import LeaseArea, read_leader
 from paxos.liveness import HostTable
@@ -245,9 +245,16 @@ class Lockspace:
 
     def delete_lease(self, name: str) -> None:
         """Remove a lease that nobody holds. Raises NoSuchLease, HeldElsewhere, TryAgain, DiskError."""
+        try:
+            self._delete_lease(name)
+        except LeaseHeld:  # as the leader says; its owner may be dead or gone
+            self.acquire(name, nowait=True).release()
+            self._delete_lease(name)
+
+    def _delete_lease(self, name: str) -> None:
         place, encoded = self.index, name.encode()
-        self._areas.pop(encoded, None)
         self._operations.change_index(place.guard, lambda by: indexes.delete(by, place, encoded))
+        self._areas.pop(encoded, None)
 
     def rebuild_index(self) -> indexes.Entries:
         """Write the index anew from the leases on the volume. Raises HeldElsewhere, TryAgain, DiskError."""

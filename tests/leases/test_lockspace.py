@@ -26,12 +26,13 @@ from paxos.errors import (
     NameTaken,
     NoSuchLease,
     NotJoined,
+    OwnerMayBeDead,
     StillHeld,
     WatchdogUnavailable,
 )
 from paxos.liveness import HostState
 from paxos.request import Force
-from tests.support.volumes import FIRE_TIMEOUT, Joiner, make_volume
+from tests.support.volumes import FIRE_TIMEOUT, Joiner, make_volume, own_delta, own_lease
 
 pytestmark = pytest.mark.slow
 
@@ -279,12 +280,22 @@ def test_leases_are_made_and_removed_by_members(volume: Volume, join: Joiner) ->
     assert volume.lease("vm1").num_hosts == 250
     with pytest.raises(NameTaken):
         lockspace.create_lease("vm1")
-    with lockspace.acquire("vm1"), pytest.raises(LeaseHeld):
+    with lockspace.acquire("vm1"), pytest.raises(AlreadyHeld):
         lockspace.delete_lease("vm1")
     lockspace.delete_lease("vm1")
     with pytest.raises(NoSuchLease):
         lockspace.acquire("vm1")
     assert volume.check() == []
+
+
+def test_a_held_lease_is_not_deleted_but_one_whose_host_is_gone_is(volume: Volume, join: Joiner) -> None:
+    first, second = join(volume, 1), join(volume, 2)
+    with first.acquire("r0"), pytest.raises((LeaseHeld, OwnerMayBeDead)):
+        second.delete_lease("r0")
+    own_delta(volume, 9, b"gone", timestamp=0)
+    own_lease(volume, "r0", 9, generation=1)
+    second.delete_lease("r0")
+    assert [lease.name for lease in volume.leases()] == ["r1"]
 
 
 def test_the_index_may_be_full(volume: Volume, join: Joiner) -> None:

@@ -22,9 +22,9 @@ from paxos.errors import (
 from paxos.geometry import MAX_HOSTS, MIB, Geometry
 from paxos.index_records import IndexEntry, fresh_index
 from paxos.liveness import HostState
-from paxos.records import Leader, fresh_lockspace, fresh_resource
+from paxos.records import fresh_lockspace, fresh_resource
 from tests.support.storage import LoopDisk
-from tests.support.volumes import add_leases, make_volume
+from tests.support.volumes import add_leases, make_volume, own_delta, own_lease, scribble
 
 SIZES = list(MAX_HOSTS)
 
@@ -309,42 +309,6 @@ def test_there_may_be_no_free_host_id(directory: Path) -> None:
     own_delta(volume, 2, b"b")
     with pytest.raises(NoFreeHostId, match="of 2"):
         volume.join(watchdog="none")
-
-
-def scribble(volume: Volume, offset: int, data: bytes) -> None:
-    with open(volume.path, "r+b", buffering=0) as disk:
-        os.pwrite(disk.fileno(), data, offset)
-        os.fsync(disk.fileno())
-
-
-def own_delta(
-    volume: Volume,
-    host_id: int,
-    name: bytes,
-    *,
-    generation: int = 1,
-    timestamp: int = 100,
-    io_timeout: int = 1,
-    slot: int | None = None,
-) -> None:
-    """Write the delta lease of a host that nobody renews."""
-    fresh = Leader.unpack(fresh_lockspace(b"LS", volume.geometry, 1)[1])
-    record = fresh.changed(
-        owner_id=host_id,
-        owner_generation=generation,
-        timestamp=timestamp,
-        io_timeout=io_timeout,
-        resource_name=name.ljust(48, b"\0"),
-    )
-    scribble(volume, ((slot or host_id) - 1) * 512, record.sector(512))
-
-
-def own_lease(volume: Volume, name: str, host_id: int, generation: int) -> None:
-    """Write the leader of a lease that a host holds exclusively, as version 5."""
-    offset = volume.lease(name).offset
-    fresh = Leader.unpack(fresh_resource(b"LS", name.encode(), volume.geometry, 250))
-    leader = fresh.changed(owner_id=host_id, owner_generation=generation, timestamp=99, lver=5, write_id=host_id)
-    scribble(volume, offset, leader.sector(512))
 
 
 def test_a_volume_for_tests_is_a_sound_one(directory: Path) -> None:

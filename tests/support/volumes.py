@@ -18,6 +18,8 @@ import pytest
 
 from leases.lockspace import Lockspace
 from leases.volume import Volume
+from paxos.index_records import IndexEntry
+from paxos.records import Leader, fresh_lockspace, fresh_resource
 
 ROOT = Path(__file__).resolve().parents[2]
 #: not /tmp, which may be tmpfs
@@ -49,9 +51,6 @@ def make_volume(path: str, leases: int = 4) -> Volume:
 
 def add_leases(volume: Volume, *names: str) -> None:
     """Write leases and their index entries straight to the file, for volumes that nobody uses."""
-    from paxos.index_records import IndexEntry
-    from paxos.records import fresh_resource
-
     index = volume.index
     with open(volume.path, "r+b", buffering=0) as disk:
         for number, name in enumerate(names):
@@ -60,6 +59,42 @@ def add_leases(volume: Volume, *names: str) -> None:
             area = fresh_resource(index.lockspace, name.encode(), index.geometry, 250)
             os.pwrite(disk.fileno(), area, index.offset(number))
         os.fsync(disk.fileno())
+
+
+def scribble(volume: Volume, offset: int, data: bytes) -> None:
+    with open(volume.path, "r+b", buffering=0) as disk:
+        os.pwrite(disk.fileno(), data, offset)
+        os.fsync(disk.fileno())
+
+
+def own_delta(
+    volume: Volume,
+    host_id: int,
+    name: bytes,
+    *,
+    generation: int = 1,
+    timestamp: int = 100,
+    io_timeout: int = 1,
+    slot: int | None = None,
+) -> None:
+    """Write the delta lease of a host that nobody renews."""
+    fresh = Leader.unpack(fresh_lockspace(b"LS", volume.geometry, 1)[1])
+    record = fresh.changed(
+        owner_id=host_id,
+        owner_generation=generation,
+        timestamp=timestamp,
+        io_timeout=io_timeout,
+        resource_name=name.ljust(48, b"\0"),
+    )
+    scribble(volume, ((slot or host_id) - 1) * 512, record.sector(512))
+
+
+def own_lease(volume: Volume, name: str, host_id: int, generation: int) -> None:
+    """Write the leader of a lease that a host holds exclusively, as version 5."""
+    offset = volume.lease(name).offset
+    fresh = Leader.unpack(fresh_resource(b"LS", name.encode(), volume.geometry, 250))
+    leader = fresh.changed(owner_id=host_id, owner_generation=generation, timestamp=99, lver=5, write_id=host_id)
+    scribble(volume, offset, leader.sector(512))
 
 
 class Joiner:
