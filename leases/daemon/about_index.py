@@ -76,7 +76,7 @@ def update(call: Call) -> Task[Reply]:
 
     def change(member: Member, place: index.Index) -> Steps[IndexEntry]:
         yield from index.set_entry(member, place, entry.offset, entry.name if adding else b"")
-        return entry
+        return entry if adding else IndexEntry()
 
     return (yield from _answered(entry, _changed(call, wanted, change)))
 
@@ -99,7 +99,7 @@ def delete(call: Call) -> Task[Reply]:
 
     def change(member: Member, place: index.Index) -> Steps[IndexEntry]:
         yield from index.delete(member, place, entry.name)
-        return entry
+        return IndexEntry()
 
     return (yield from _answered(entry, _changed(call, wanted, change)))
 

@@ -50,9 +50,9 @@ def acquire(call: Call) -> Task[Reply]:
             if token.state is TokenState.ADDING:
                 daemon.tokens.remove(token)
         raise
-    for token in tokens:
+    for token, one in zip(tokens, wanted, strict=True):
         if token.space.usable:
-            daemon.tokens.granted(token, client)
+            daemon.tokens.granted(token, client, one)
         else:  # it failed since: the lease is lost, and its lockspace is being cleared
             daemon.tokens.remove(token)
             raise Refused(-errno.ENOSPC)

@@ -243,7 +243,6 @@ class Server:
         if entry.target is not Target.NONE:
             call.target = self._target(client, entry, header)
             call.target.active = call
-            call.target.last_command = header.command
         client.call = call
         self._watch(client)
         if entry.ready:

@@ -135,12 +135,13 @@ class TokenTable:
         self._by_resource.setdefault(key, []).append(token)
         return token
 
-    def granted(self, token: Token, client: Client) -> None:
-        """ADDING or ORPHAN becomes HELD by `client`."""
+    def granted(self, token: Token, client: Client, resource: Resource) -> None:
+        """ADDING or ORPHAN becomes HELD by `client`, which asked for `resource`."""
         if token.state is TokenState.ORPHAN:
             token.space.orphans -= 1
             token.number = next(self._numbers)
         token.past.reused += 1
+        token.resource = resource
         token.state, token.client, token.pid = TokenState.HELD, client, client.credentials.pid
         client.tokens.append(token)
 

@@ -1,0 +1,67 @@
+"""Our own daemon in a process of its own, with the interface that tests know the reference's daemon by."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests.support.peers import PATIENCE, PeerFailed, SanlockDaemon
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class LeaseholdDaemon(SanlockDaemon):
+    """`leasehold daemon`, without watchdog unless the options say otherwise."""
+
+    def start(self) -> Self:
+        with open(self.log_path, "ab") as log:
+            self._process = subprocess.Popen(
+                [*self.argv(), "--watchdog", "none", "--host-name", self.name, "-D", *self._options],
+                env={**self.environment, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + PATIENCE
+        while not self._answers():
+            if not self.running or time.monotonic() > deadline:
+                raise PeerFailed(f"leasehold daemon {self.name} did not come up\n{self.log()}")
+            time.sleep(0.02)
+        return self
+
+    @staticmethod
+    def argv() -> list[str]:
+        return [sys.executable, "-m", "leases.cli.main", "daemon"]
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """Until it has ended: its exit status."""
+        assert self._process is not None
+        return self._process.wait(timeout)
+
+
+#: the two kinds of daemon by name, for tests that both must pass
+DAEMONS: dict[str, type[SanlockDaemon]] = {"sanlock": SanlockDaemon, "leasehold": LeaseholdDaemon}
+
+
+@pytest.fixture
+def leasehold_daemons() -> Iterator[Callable[..., LeaseholdDaemon]]:
+    """Start our daemons by name: `a = leasehold_daemons("hostA")`. All end with the test."""
+    with contextlib.ExitStack() as running:
+
+        def start(name: str = "hostA", *options: str) -> LeaseholdDaemon:
+            return running.enter_context(LeaseholdDaemon(name, *options))
+
+        yield start
+
+
+@pytest.fixture
+def leasehold_daemon(leasehold_daemons: Callable[..., LeaseholdDaemon]) -> LeaseholdDaemon:
+    """One of our daemons, called hostA."""
+    return leasehold_daemons("hostA")
