@@ -76,7 +76,7 @@ class Chosen:
     #: the own block as it lies on the disk now, and its whole sector
     block: Block
     sector: bytes
-    #: generation by host of the shared marks of others seen in phase 1
+    #: generation by host of the others' shared marks
     marks: dict[int, int]
     #: the other hosts' used blocks, as seen in phase 1 and in phase 2
     seen: tuple[dict[int, Block], dict[int, Block]]
@@ -113,7 +113,7 @@ def decide(ballot: Ballot, own_sector: bytes) -> Steps[Chosen]:
         value=value,
         block=block,
         sector=sector,
-        marks={host: b.mode_generation for host, b in first.items() if b.shared},
+        marks={host: b.mode_generation for host, b in second.items() if b.shared},
         seen=(first, second),
     )
 

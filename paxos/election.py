@@ -50,8 +50,6 @@ class Won:
     lease: LeaseArea
     leader: Leader
     chosen: Chosen
-    #: shared marks of other hosts: generation by host id
-    marks: dict[int, int]
 
 
 def own_leader(member: Member, lease: LeaseArea, want: Want, keep_mark: bool) -> Steps[Won]:
@@ -86,7 +84,6 @@ def _elect(member: Member, scene: Scene, want: Want, keep_mark: bool) -> Steps[W
         reread=scene.top_lver > scene.leader.lver,
         contested=_took_part(scene.blocks, scene.next_lver, frozenset()),
     )
-    marks: dict[int, int] = {}
     for _ in range(MAX_BALLOTS):
         chosen = yield from _decide(member, scene, race, keep_mark)
         if chosen is None:
@@ -94,9 +91,8 @@ def _elect(member: Member, scene: Scene, want: Want, keep_mark: bool) -> Steps[W
         leader = yield from _commit(member, scene, race, chosen, want)
         if chosen.value[:2] != (member.host_id, member.generation):
             raise LeaseOther(**_owner(scene.lease, leader))
-        marks.update(chosen.marks)
         if not race.contested:
-            return Won(scene.lease, leader, chosen, marks)
+            return Won(scene.lease, leader, chosen)
         race.one_more(leader, chosen)
     raise BallotsExhausted(resource=scene.lease.name, tries=MAX_BALLOTS)
 

@@ -160,11 +160,6 @@ def read_block(lease: LeaseArea, host_id: int, timeout: float) -> Steps[tuple[Bl
     return Block.unpack(sector), sector
 
 
-def is_block_of(block: Block, host_id: int, geometry: Geometry) -> bool:
-    """Whether a block's ballot number is one of that host's: a read that went astray shows another host's block."""
-    return block.mbal % geometry.max_hosts == host_id % geometry.max_hosts
-
-
 def write_block(lease: LeaseArea, host_id: int, block: Block, sector: bytes, timeout: float) -> Steps[None]:
     """Write `block` over `sector`'s records; the sector's other bytes stay."""
     place = lease.sector_place(lease.geometry.block_offset(host_id))

@@ -40,7 +40,6 @@ from paxos.errors import (
 from paxos.geometry import Place
 from paxos.lease_area import (
     LeaseArea,
-    is_block_of,
     read_block,
     read_leader,
     write_block,
@@ -216,14 +215,13 @@ def _mark_shared(member: Member, won: Won) -> Steps[Held]:
 def _clear_shared_holders(member: Member, won: Won, give_back: Callable[[], Steps[None]]) -> Steps[None]:
     """Make sure that no other host still holds it shared; wipe the marks of dead ones (ondisk.md 6.2).
 
+    The marks are those that the ballot's last read showed, which is known to be of this area as it is now. Reading a
+    marked block once more, as the reference does, could only show some other block, by a read that went astray.
     Raises SharedHolders, after `give_back`, if one is alive.
     """
     alive = []
     timeout = member.timing.io_timeout
-    for host_id, generation in won.marks.items():
-        block, _ = yield from read_block(won.lease, host_id, timeout)
-        if not block.shared and is_block_of(block, host_id, won.lease.geometry):
-            continue  # released meanwhile
+    for host_id, generation in won.chosen.marks.items():
         if member.hosts.shared_holder_alive(host_id, generation):
             alive.append(host_id)
         else:
