@@ -69,12 +69,13 @@ def held_line(name: str, held: HeldElsewhere, lockspace: Lockspace) -> str:
     history = lockspace.hosts.get(host_id) if host_id else None
     owner = plain(held.facts.get("owner_name") or (history.name if history else b"")) or "an unknown host"
     ago = held.facts.get("renewed_ago")
-    if ago is None and history is not None and history.last_live:
+    if ago is None and history is not None and history.last_live > history.first_check:
         ago = boot_time() - history.last_live
-    renewed = f", which renewed {ago:.1f} s ago" if ago is not None else ""
     if isinstance(held, OwnerMayBeDead):
-        seconds = held.wait
-        what = f"if that host is dead, the lease can be taken in {seconds:.0f} s: --wait {seconds + 5:.0f} waits for it"
+        seen = f"which last renewed {ago:.1f} s ago" if ago is not None else "which was not seen to renew"
+        wait = f"--wait {held.wait + 5:.0f}"
+        what = f"if that host is dead, the lease can be taken in {held.wait:.0f} s: {wait} waits for it"
     else:
+        seen = f"which renewed {ago:.1f} s ago" if ago is not None else "which is alive"
         what = "end its holder there, or let --wait SECONDS wait for it"
-    return f"{name} is held by {owner} (host id {host_id}){renewed}; {what}"
+    return f"{name} is held by {owner} (host id {host_id}), {seen}; {what}"

@@ -41,10 +41,6 @@ class RunParser(Parser):
         return options
 
 
-#: seconds that the keeper gets, when the lease was lost and its users are gone, to call the watchdog off
-GUARD_PATIENCE = 5.0
-
-
 def parser() -> Parser:
     parser = RunParser(
         "leasehold run",
@@ -119,11 +115,8 @@ def _run(options: Namespace, child: Child, signals: Signals) -> int:
             with lease:
                 lease.add_holder(child.pid, group=True)
                 notices.over()
-                child.start(environment(lease))
                 supervision = Supervision(child, lease, signals, say)
-                supervision.run()
-            if lockspace.failure is not None:
-                lockspace.left.wait(GUARD_PATIENCE)
+                supervision.run(environment(lease))
             return exit_codes.LOST if supervision.lost else child.exit_code()
     except Aborted:
         notices.over()

@@ -37,7 +37,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in (*FORWARDED, signal.SIGCHLD, signal.SIGCONT):
+        for number in (*FORWARDED, signal.SIGCHLD, signal.SIGCONT, signal.SIGTSTP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._caught)
         return self

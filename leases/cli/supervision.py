@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from leases.cli.child import Child
 from leases.cli.failure import one_line
@@ -37,11 +37,11 @@ class Supervision:
         #: why the lease was lost, None as long as it is ours
         self.lost: str | None = None
 
-    def run(self) -> None:
-        """Returns when the command and all of its process group have ended."""
-        if self.terminal.is_our_job():
-            self.terminal.give(self.child.pid)
+    def run(self, environment: Mapping[str, str]) -> None:
+        """Set the command off; returns when it and all of its process group have ended. Raises CannotExecute."""
+        self.terminal.offer_if_job(self.child.pid)
         try:
+            self.child.start(environment)
             while self.child.ended is None:
                 self._turn()
             self._wait_for_leftovers()
@@ -52,27 +52,26 @@ class Supervision:
         for number in self.signals.wait(TICK):
             if number in FORWARDED:
                 self.child.signal(number)
-            elif number == signal.SIGCONT:
-                self._continued()
+            elif number == signal.SIGCONT:  # a shell continued us, maybe in the foreground now
+                self.terminal.offer_if_job(self.child.pid)
+                self.child.signal(signal.SIGCONT)
+            elif number == signal.SIGTSTP:
+                self._refuse_to_stop()
         status = self.child.poll()
         if status is not None and os.WIFSTOPPED(status):
             self._stopped(os.WSTOPSIG(status))
         self._check_lease()
 
-    def _continued(self) -> None:
-        """A shell continued us, maybe in the foreground now."""
-        if self.terminal.is_our_job():
-            self.terminal.give(self.child.pid)
-        self.child.signal(signal.SIGCONT)
-
     def _stopped(self, number: int) -> None:
         if number in (signal.SIGTTIN, signal.SIGTTOU):
-            if self.terminal.is_ours():  # else it waits until a shell puts us in the foreground
-                self.terminal.give(self.child.pid)
+            if self.terminal.offer(self.child.pid):  # else it waits until a shell puts us in the foreground
                 self.child.signal(signal.SIGCONT)
         elif number == signal.SIGTSTP:
-            self.say("a command that holds a lease can't be suspended from the keyboard; it goes on")
+            self._refuse_to_stop()
             self.child.signal(signal.SIGCONT)
+
+    def _refuse_to_stop(self) -> None:
+        self.say("a command that holds a lease can't be suspended from the keyboard; it goes on")
 
     def _wait_for_leftovers(self) -> None:
         """The lease is in use as long as anything runs that the command started in its group."""

@@ -23,17 +23,18 @@ class Terminal:
             self._fd = None
         self.given = False
 
-    def is_ours(self) -> bool:
-        """Whether this process' group is in the foreground."""
-        return self._fd is not None and self._foreground() == os.getpgrp()
+    def offer(self, group: int) -> bool:
+        """Put this process group in the foreground if we are there. Whether it is there now."""
+        if self._fd is None:
+            return False
+        if self._foreground() == os.getpgrp():
+            self.given = self._set(group)
+        return self._foreground() == group
 
-    def is_our_job(self) -> bool:
-        """Whether a shell started this process as the only one of a foreground job, as far as can be seen."""
-        return self.is_ours() and os.getpgrp() == os.getpid() and not any(map(_is_pipe, (0, 1)))
-
-    def give(self, group: int) -> None:
-        """Put this process group in the foreground."""
-        self.given = self._set(group)
+    def offer_if_job(self, group: int) -> None:
+        """The same, if as far as can be seen a shell started this process as all of a foreground job."""
+        if os.getpgrp() == os.getpid() and not any(map(_is_pipe, (0, 1))):
+            self.offer(group)
 
     def take_back(self) -> None:
         """Back in the foreground ourselves, if we gave it away."""
