@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from backends.virtlockd import handover
-from backends.virtlockd.server import Server, become_the_next
+from backends.virtlockd.server import Server, Signals, become_the_next
 from paxos.errors import InvalidUse
 
 #: the first descriptor that systemd passes to a service
@@ -34,6 +34,7 @@ def serve(
     """
     path = path or default_socket()
     os.makedirs(os.path.dirname(path) or ".", mode=0o755, exist_ok=True)
+    Signals.hold_back()
     with _one_start_at_a_time(path):
         server = _start(path, replace, idle_timeout)
         if pid_file:

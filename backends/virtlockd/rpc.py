@@ -109,7 +109,8 @@ class Frames:
             raise BadFrame(length)
         if len(self._rest) < length:
             return None
-        message = Message(*_HEADER.unpack_from(self._rest, _LENGTH.size), payload=bytes(self._rest[SMALLEST:length]))
+        program, version, procedure, kind, serial, status = _HEADER.unpack_from(self._rest, _LENGTH.size)
+        message = Message(program, version, procedure, kind, serial, status, bytes(self._rest[SMALLEST:length]))
         del self._rest[:length]
         return message
 

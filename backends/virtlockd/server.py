@@ -89,7 +89,7 @@ class Server:
 
     def run(self) -> bool:
         """Serve until stopped. Whether this process is to become the next daemon (SIGUSR1)."""
-        with _Signals() as signals:
+        with Signals() as signals:
             self._watch(signals.fileno(), lambda: None)
             self._watch(self._successors.fileno(), self._succeeded)
             while not self._ended:
@@ -370,13 +370,18 @@ def _owner_from_json(owner: dict[str, Any] | None) -> Registered | None:
     return None if owner is None else Registered(UUID(owner["uuid"]), owner["name"], owner["id"], owner["pid"])
 
 
-class _Signals:
+class Signals:
     """SIGTERM, SIGINT, SIGQUIT and SIGUSR1 as something that can be waited for."""
 
     CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    @classmethod
+    def hold_back(cls) -> None:
+        """Let them wait for the next `with`: who has taken everything over must not die before it serves."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, cls.CAUGHT)
 
     def fileno(self) -> int:
         return self._read
@@ -388,10 +393,12 @@ class _Signals:
         except BlockingIOError:
             return []
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in self.CAUGHT:
             signal.signal(number, lambda _number, _frame: None)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # a holder that handed over leaves no zombie
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.CAUGHT)
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -400,4 +407,5 @@ class _Signals:
 
 def become_the_next() -> None:
     """Replace this program by itself, as it is on the disk now."""
+    Signals.hold_back()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

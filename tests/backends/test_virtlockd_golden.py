@@ -36,10 +36,10 @@ def frames(name: str) -> list[dict[str, Any]]:
 
 
 def sections(name: str) -> Iterator[list[dict[str, Any]]]:
-    """A new connection begins where a case is named."""
+    """A new connection begins where a case or a connection is named."""
     section: list[dict[str, Any]] = []
     for frame in frames(name):
-        if "case" in frame and section:
+        if ("case" in frame or "connection" in frame) and section:
             yield section
             section = []
         if "from" in frame:
@@ -93,6 +93,11 @@ def test_a_dialog_is_answered_byte_by_byte(machine: Machine, daemon_socket: Path
         for frame in section:
             if frame["from"] == "client":
                 note = frame.get("note", "")
+                if note == "RELEASE by an owner that does not hold it":  # somebody else holds it
+                    with LockClient(daemon_socket) as other:
+                        other.register(22450)
+                        other.create("/srv/lockd/area", "k2")
+                        assert other.acquire("/srv/lockd/area", "k2") is None
                 if note == "another process holds the fcntl lock":
                     stranger = posix_lock(machine.path(DEMO))
                 wire.socket.sendall(bytes.fromhex(frame["hex"]))

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: which virtlockd
 REAL, OURS = "real", "ours"
+VIRTLOCKD_SOCKET = "/run/libvirt/virtlockd-sock"
 
 _OWN_DIRECTORIES = ("/run", "/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt", "/srv")
 
@@ -164,14 +165,15 @@ class Machine:
         image.write_bytes(bytes(size))
         return image
 
-    def start_virtlockd(self, which: str, *options: str) -> Daemon:
-        """The real virtlockd or ours, at the place where libvirt looks for it."""
+    def start_virtlockd(self, which: str, *options: str, socket_path: str = VIRTLOCKD_SOCKET) -> Daemon:
+        """The real virtlockd or ours, at the place where libvirt looks for it (ours elsewhere as well)."""
         if which == REAL:
             self.path("/etc/libvirt/virtlockd.conf").write_text("")
-            argv = ["virtlockd", "-f", "/etc/libvirt/virtlockd.conf", "-p", "/run/virtlockd.pid", *options]
+            argv = ["/usr/sbin/virtlockd", "-f", "/etc/libvirt/virtlockd.conf", "-p", "/run/virtlockd.pid", *options]
         else:
-            argv = [sys.executable, "-m", "leases.cli.main", "virtlockd", "--pid-file", "/run/virtlockd.pid", *options]
-        return Daemon(self, f"virtlockd-{which}", argv, "/run/libvirt/virtlockd-sock")
+            argv = [sys.executable, "-m", "leases.cli.main", "virtlockd"]
+            argv += ["--socket", socket_path, *options]
+        return Daemon(self, f"virtlockd-{which}", argv, socket_path)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
