@@ -179,7 +179,8 @@ class WatchdogFirst:
 class Tokens:
     """A fencing token never repeats or goes back.
 
-    An exclusive grant's is larger than all before it. A shared one's is larger than that of every exclusive grant
+    An exclusive grant's is larger than all before it. A shared one's is larger than that of every exclusive
+    grant
     before it; one that was converted from exclusive keeps its own.
     """
 
@@ -191,9 +192,7 @@ class Tokens:
         before = self._largest if holding.exclusive else self._exclusive
         last = before.get(holding.resource)
         if last is not None and holding.token <= last.token:
-            converted = (
-                not holding.exclusive and holding.token == last.token and holding.process is last.process
-            )
+            converted = not holding.exclusive and holding.token == last.token and holding.process is last.process
             if not converted:
                 raise Violation("tokens grow", f"{holding} was granted after {last}")
         if holding.exclusive:

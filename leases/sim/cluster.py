@@ -62,9 +62,7 @@ class Cluster:
         self.work = setup.work
         seed, faults = setup.seed, setup.faults
         random = Random(f"{seed}/cluster")
-        self.layout = Layout(
-            setup.leases, max(8, setup.hosts + 1), setup.io_timeout, geometry=Geometry(4096, MIB)
-        )
+        self.layout = Layout(setup.leases, max(8, setup.hosts + 1), setup.io_timeout, geometry=Geometry(4096, MIB))
         judge = Judge(all_rules(self.layout) if rules is None else rules)
         self.world = World(seed, judge, Trace(setup.trace_length, Description(self.layout)))
         self.plan = Plan(seed, faults, setup.only)
@@ -78,9 +76,7 @@ class Cluster:
         timing = Timing(setup.io_timeout, setup.fire_timeout)
         for number in range(1, setup.hosts + 1):
             rate = 1.0 + faults.clock_rate * random.uniform(-1, 1)
-            machine = Machine(
-                self.world, number, fire=setup.fire_timeout, margin=timing.feed_margin, rate=rate
-            )
+            machine = Machine(self.world, number, fire=setup.fire_timeout, margin=timing.feed_margin, rate=rate)
             machine.watchdog_early = faults.watchdog_early * setup.fire_timeout
             Path(machine, self.disk, self.plan)
             host_id = 1 if self.two_ids and number == setup.hosts else number
@@ -121,9 +117,7 @@ class Cluster:
         after = self._grants()
         for number in range(1, self.layout.leases + 1):
             if after.get(number, 0) == before.get(number, 0):
-                raise Violation(
-                    "usable again", f"nobody could get r{number} though nothing went wrong any more"
-                )
+                raise Violation("usable again", f"nobody could get r{number} though nothing went wrong any more")
 
     def _grants(self) -> dict[int, int]:
         total: dict[int, int] = {}
@@ -185,9 +179,7 @@ class Description:
         if area == 0:
             where = f"host lease {sector + 1}"
         else:
-            where = (
-                f"r{area} {'leader' if sector == 0 else f'block {sector - 1}' if sector > 1 else 'request'}"
-            )
+            where = f"r{area} {'leader' if sector == 0 else f'block {sector - 1}' if sector > 1 else 'request'}"
         if isinstance(step, Read):
             length = step.length // self._layout.geometry.sector_size
             return where if length == 1 else f"{'lockspace' if area == 0 else f'r{area}'}, {length} sectors"
@@ -202,7 +194,5 @@ class Description:
             by = "" if area == 0 else f" by={leader.write_id}/{leader.write_generation}"
             return f"{lver}owner={leader.owner_id}/{leader.owner_generation} t={leader.timestamp}{by}"
         block = Block.unpack(data)
-        flags = (" RELEASED" if block.released else "") + (
-            f" SHARED/{block.mode_generation}" if block.shared else ""
-        )
+        flags = (" RELEASED" if block.released else "") + (f" SHARED/{block.mode_generation}" if block.shared else "")
         return f"lver={block.lver} mbal={block.mbal} bal={block.bal} inp={block.inp}/{block.inp2}{flags}"

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 #: a path's good latency, seconds: never less than the first, on average by the second more
 LATENCY_S = (0.0004, 0.0008)
+#: moments of a second: what is asked for within one by one host counts as at the same time
+MOMENTS = 100_000
+_64_BITS = (1 << 64) - 1
 
 
 class InFlight(Pending):
@@ -56,9 +59,7 @@ class InFlight(Pending):
 class SimDisk:
     """The bytes, shared by all paths. `sector_size` and `size` in bytes."""
 
-    def __init__(
-        self, world: World, name: str, size: int, sector_size: int = 512, *, remember_s: float = 0.0
-    ) -> None:
+    def __init__(self, world: World, name: str, size: int, sector_size: int = 512, *, remember_s: float = 0.0) -> None:
         assert size % sector_size == 0
         self.world = world
         self.name = name
@@ -101,8 +102,8 @@ class Path:
         self.random: Random = self.world.stream(f"path {machine.number} {disk.name}")
         #: true time until which nothing passes
         self.down_until = 0.0
-        self.count = 0
-        self._next_fault = plan.next_io(machine.number, 0)
+        self._salt = self.random.getrandbits(64)
+        self._fault_below = int(plan.io_rate * (1 << 24))
         self._flying: dict[InFlight, None] = {}
         machine.paths[disk.name] = self
 
@@ -111,7 +112,6 @@ class Path:
     def submit(self, task: Task, step: Read | Write) -> None:
         """Begin an I/O for `task`, which waits for it."""
         world = self.world
-        self.count = count = self.count + 1
         io = InFlight(step, self, task)
         task.waiting = io
         task.process.in_flight += 1
@@ -120,16 +120,20 @@ class Path:
             world.note(self.machine.number, task.name, "w", step.offset, step)
         if step.offset + _length(step) > len(self.disk.bytes):
             self._fail_short(io)
-        elif count >= self._next_fault:
-            self._next_fault = self.plan.next_io(self.machine.number, count)
-            fault = self.plan.io_fault(self.machine.number, count)
-            if fault is None:
-                world.after(self._latency(), self._pass, io)
-            else:
+            return
+        # What befalls an I/O depends on when it is asked for and on nothing else: where faults are left out of a
+        # run, and what they changed has died away, the same I/Os meet the same fates again.
+        moment = int(world.now * MOMENTS)
+        draw = (moment * 0x9E3779B97F4A7C15 + step.offset * 0xC2B2AE3D27D4EB4F + self._salt) & _64_BITS
+        draw = (draw ^ (draw >> 31)) * 0xBF58476D1CE4E5B9 & _64_BITS
+        draw ^= draw >> 29
+        if draw >> 40 < self._fault_below:
+            fault = self.plan.io_fault(self.machine.number, moment)
+            if fault is not None:
                 world.note(self.machine.number, task.name, "!", step.offset, f"{fault[0]} {_words(step)}")
                 _FAULTS[fault[0]](self, io, fault[1])
-        else:
-            world.after(self._latency(), self._pass, io)
+                return
+        world.after(LATENCY_S[0] + LATENCY_S[1] * 2 * (draw & 0xFFFFFF) / (1 << 24), self._pass, io)
 
     def _latency(self) -> float:
         return LATENCY_S[0] + LATENCY_S[1] * 2 * self.random.random()
@@ -222,9 +226,7 @@ class Path:
 
     def _fail(self, io: InFlight) -> None:
         step = io.step
-        io.error = DiskError(
-            operation=_operation(step), disk=step.disk, offset=step.offset, length=_length(step)
-        )
+        io.error = DiskError(operation=_operation(step), disk=step.disk, offset=step.offset, length=_length(step))
         self._answer(io)
 
     def _fail_short(self, io: InFlight) -> None:
@@ -311,9 +313,7 @@ class Path:
         step = io.step
         length, size = _length(step), len(self.disk.bytes)
         shifts = [-self.disk.sector_size, self.disk.sector_size, -(1 << 20), 1 << 20]
-        fitting = [
-            shift for shift in shifts if step.offset + shift >= 0 and step.offset + shift + length <= size
-        ]
+        fitting = [shift for shift in shifts if step.offset + shift >= 0 and step.offset + shift + length <= size]
         if not fitting:
             self._slow(io, random)
             return

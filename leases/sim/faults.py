@@ -1,6 +1,6 @@
 """What goes wrong, how often, and which of it in this run: rates, named profiles, a plan drawn from a seed.
 
-Every fault of a run has a key: (host number, "io", number of that host's I/O) or (host number, "life", number
+Every fault of a run has a key: (host number, "io", when it was asked for) or (host number, "life", number
 of the disturbance). Details of a fault come from its key alone, so a run can be repeated with some of its
 faults left out (`only`), and those that stay do what they did before. That is what shrinking a failing run
 needs.
@@ -9,7 +9,6 @@ needs.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from math import log
 from random import Random
 from typing import TypeAlias
 
@@ -121,17 +120,14 @@ class Plan:
         self._io = _Mix(faults, IO_KINDS)
         self._life = _Mix(faults, LIFE_KINDS)
 
-    def next_io(self, host: int, number: int) -> int:
-        """The number of the first faulty I/O of `host` after its I/O `number`."""
-        rate = min(self._io.total, 0.999999)
-        if rate <= 0:
-            return 1 << 62
-        draw = self._random((host, "gap", number)).random()
-        return number + 1 + int(log(1.0 - draw) / log(1.0 - rate))
+    @property
+    def io_rate(self) -> float:
+        """The probability of a fault for each I/O."""
+        return min(self._io.total, 1.0)
 
-    def io_fault(self, host: int, number: int) -> tuple[str, Random] | None:
-        """The kind of fault of this I/O, and the source of its details."""
-        return self._choose((host, "io", number), self._io)
+    def io_fault(self, host: int, moment: int) -> tuple[str, Random] | None:
+        """The kind of fault of an I/O asked for at this moment, and the source of its details."""
+        return self._choose((host, "io", moment), self._io)
 
     def next_life(self, host: int, number: int) -> float:
         """Seconds from disturbance `number` of `host` to the next one."""

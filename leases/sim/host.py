@@ -1,29 +1,32 @@
 """A host of the simulated cluster: a lease program that joins, renews and recovers, and clients that use leases.
 
-The protocols are the ones that ship. Around them is what the daemon does with them: one operation on a resource at
-a time; after an I/O error on a resource, settling before anything else; when the host lease can't be renewed, the
+The protocols are the ones that ship. Around them is what the daemon does with them: one operation on a
+resource at
+a time; after an I/O error on a resource, settling before anything else; when the host lease can't be renewed,
+the
 recovery ladder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from leases.keeper.decisions import Holder, Stop, Vitals, keep_renewing, stand_guard, stop_holders
 from leases.sim.checkers import Holding, Membership
 from leases.sim.disk import InFlight
-from leases.sim.machine import Machine, Process, Task
+from leases.sim.machine import Machine, Process, Task, Until
 from paxos import host_lease, resource
-from paxos.errors import DiskError, HeldElsewhere, LeaseholdError, TryAgain
+from paxos.errors import DiskError, HeldElsewhere, IOTimeout, LeaseholdError, TryAgain
 from paxos.host_lease import HostLease, Renewal
 from paxos.lease_area import LeaseArea
 from paxos.liveness import HostTable, LockspaceArea, Member, Observation
 from paxos.resource import Held, Want
 from paxos.settle import pending_of, settle
-from paxos.steps import Pending, Sleep, Steps
+from paxos.steps import Pending, Sleep, Steps, Write, reap
 from paxos.timing import Timing
 
 if TYPE_CHECKING:
@@ -32,10 +35,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What clients do: how many for each host, and how long (seconds, on average) they rest and hold."""
+    """What clients do: how many for each host, and how often and how long (seconds) they use a lease."""
 
     clients: int = 3
-    rest_s: float = 2.0
+    period_s: float = 3.0
     hold_s: float = 1.0
     #: share of holds that last until something ends them, or `long_hold_s`
     long_holds: float = 0.02
@@ -120,8 +123,12 @@ class Daemon:
         self.busy: dict[int, Task | None] = {}
         #: resources in doubt, with the I/O that may still happen
         self.doubt: dict[int, list[Pending]] = {}
+        #: writes of the own host lease that may still happen
+        self.host_writes: list[Pending] = []
         self.hosts = HostTable(self.area, host.host_id, self.timing)
         self.member: Member | None = None
+        #: joined, and clients may come as soon as the first renewal has shown the other hosts
+        self.admits_clients = False
         self.membership: Membership | None = None
         self.clients: dict[Process, Holder] = {}
         #: what is held now, and by whom
@@ -135,11 +142,13 @@ class Daemon:
     def _main(self) -> Generator[Any, Any, None]:
         while True:
             yield Sleep(self.random.uniform(0.1, 1.0))
+            yield from self._reap_host_writes()
             self._forget_abandoned()  # a new generation of our host lease tells everybody
             try:
                 lease = yield from host_lease.acquire(self.area, self.host.host_id, self.name, self.timing)
             except LeaseholdError as refused:
                 self._note("main", "g", 0, refused)
+                self._remember_host_write(pending_of(refused) if isinstance(refused, DiskError) else None)
                 yield Sleep(self.random.uniform(1.0, 4 * self.timing.io_timeout))
                 continue
             yield from self._keep(lease)
@@ -152,14 +161,11 @@ class Daemon:
         if not watchdog.armed:  # no time was left
             return
         self.hosts = HostTable(self.area, self.host.host_id, self.timing)
-        self.member = Member(
-            self.area, self.host.host_id, lease.generation, self.timing, self.hosts, self.random
-        )
+        self.member = Member(self.area, self.host.host_id, lease.generation, self.timing, self.hosts, self.random)
         self.membership = Membership(self.process, self.host.host_id, lease.generation)
-        self._note(
-            "main", "J", lease.generation, f"host id {self.host.host_id} generation {lease.generation}"
-        )
+        self._note("main", "J", lease.generation, f"host id {self.host.host_id} generation {lease.generation}")
         self.judge.joined(self.membership)
+        self.admits_clients = True
         renewals = self.process.spawn("renew", keep_renewing(lease, self.member, vitals, self))
         if self.cluster.work.leaves:
             self._note_leave(vitals)
@@ -167,6 +173,7 @@ class Daemon:
         if failure is None:
             yield from self._leave(lease, vitals, renewals)
         else:
+            self._remember_host_write(renewals.waiting)
             renewals.stop()
         watchdog.disarm()
         self._not_member()
@@ -191,7 +198,24 @@ class Daemon:
                 yield from host_lease.release(lease, self.timing)
             except DiskError as failed:
                 self._note("main", "<", 0, failed)
+                self._remember_host_write(pending_of(failed))
         yield Sleep(self.random.uniform(1, 30))
+
+    def _remember_host_write(self, pending: object) -> None:
+        if isinstance(pending, InFlight) and isinstance(pending.step, Write):
+            self.host_writes.append(pending)
+
+    def _reap_host_writes(self) -> Steps[None]:
+        """An old write that landed over a new host lease would bring back a generation of the past."""
+        for pending in self.host_writes:
+            with suppress(DiskError):
+                while True:
+                    try:
+                        yield from reap(pending, 60.0)
+                    except IOTimeout:
+                        continue
+                    break
+        self.host_writes.clear()
 
     def _forget_abandoned(self) -> None:
         """Nobody uses what was abandoned, so that others may be told so."""
@@ -212,11 +236,13 @@ class Daemon:
 
     def renewed(self, renewal: Renewal, expires: float) -> None:
         self.host.machine.watchdog.renew(expires)
-        if not self.workers and self.member is not None:
+        if not self.workers and self.admits_clients:
+            self.admits_clients = False
             self._start_workers()
 
     def renewal_failed(self, error: LeaseholdError) -> None:
         self._note("renew", "g", 0, error)
+        self._remember_host_write(pending_of(error) if isinstance(error, DiskError) else None)
 
     def held(self) -> list[Held]:
         return [held for held, _ in self.holds.values()]
@@ -254,6 +280,7 @@ class Daemon:
 
     def _stop_workers(self) -> None:
         """Stop where they stand. What they had in flight leaves its resource in doubt."""
+        self.admits_clients = False
         for task in self.workers:
             waits_for = task.waiting
             task.stop()
@@ -272,22 +299,29 @@ class Daemon:
             in_flight.append(pending)
 
     def _worker(self, number: int) -> Generator[Any, Any, None]:
-        work, random = self.cluster.work, self.random
+        """Use leases at times that are laid down for the whole run, so that a disturbance dies away."""
         task = next(task for task, n in self.workers.items() if n == number)
+        period = self.cluster.work.period_s
+        turn = int(self.world.now / period)
         while True:
-            yield Sleep(random.expovariate(1 / work.rest_s))
+            turn = max(turn + 1, int(self.world.now / period))
+            random = self.world.stream(f"turn {self.host.machine.number} {number} {turn}")
+            start = (turn + random.random()) * period
+            if start < self.world.now:
+                continue
+            yield Until(start)
             wanted = random.randrange(1, len(self.leases) + 1)
             if wanted in self.busy or wanted in self.doubt:
                 continue
             self.busy[wanted] = task
-            yield from self._use(task, wanted)
+            yield from self._use(task, wanted, random)
             del self.busy[wanted]
 
-    def _use(self, task: Task, number: int) -> Steps[None]:
+    def _use(self, task: Task, number: int, random: Random) -> Steps[None]:
         """Acquire, hold, perhaps convert, release; whatever happens on the way."""
-        work, random = self.cluster.work, self.random
-        member = self.member
-        assert member is not None
+        work = self.cluster.work
+        assert self.member is not None
+        member = replace(self.member, dice=random)
         want = Want(shared=random.random() < work.shared, nowait=random.random() < work.nowait)
         client = self._new_client()
         self.cluster.operations += 1
@@ -299,10 +333,10 @@ class Daemon:
             self._end_client(client)
             return
         holding = self._granted(client, number, held)
-        yield from self._hold()
+        yield from self._hold(random)
         if random.random() < work.convert:
             self.cluster.operations += 1
-            converted = yield from self._convert(task, number, held, holding, client)
+            converted = yield from self._convert(task, member, number, held, holding, client)
             if converted is None:
                 self._end_client(client)
                 self.holds.pop(number, None)
@@ -321,19 +355,17 @@ class Daemon:
         else:
             self._note(task.name, "-", number, f"r{number}")
 
-    def _hold(self) -> Steps[None]:
-        work, random = self.cluster.work, self.random
+    def _hold(self, random: Random) -> Steps[None]:
+        work = self.cluster.work
         if random.random() < work.long_holds:
             yield Sleep(work.long_hold_s * random.random())
         else:
             yield Sleep(random.expovariate(1 / work.hold_s))
 
     def _convert(
-        self, task: Task, number: int, held: Held, holding: Holding, client: Process
+        self, task: Task, member: Member, number: int, held: Held, holding: Holding, client: Process
     ) -> Steps[tuple[Held, Holding] | None]:
         """To the other mode. None: it is in doubt what we hold, and the client is stopped."""
-        member = self.member
-        assert member is not None
         if not held.shared:
             # from its first write on others may share the lease
             self.judge.letting_go(holding)

@@ -12,6 +12,7 @@ happens to real programs:
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 #: what a handler of a step returns when the task must wait: `Task.resume` is called later
 WAIT: Final = object()
 Handler = Callable[["Task", Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """A step of the simulator's own: sleep until a true time, whatever the host's clock says."""
+
+    true_time: float
 
 
 class Task:
@@ -94,6 +102,10 @@ class Task:
             elif kind is Sleep:
                 self._sleep(step.seconds)
                 return
+            elif kind is Until:
+                self.waiting = wait = ("until", 0.0)
+                self.world.at(step.true_time, self._awake, wait)
+                return
             elif kind is Reap:
                 io: InFlight = step.pending
                 if not io.ended:
@@ -130,7 +142,7 @@ class Task:
         if self.process.paused:
             self.process.backlog.append((self._awake, wait))
             return
-        missing = wait[1] - self.clock.read(self.world.now)
+        missing = wait[1] - self.clock.read(self.world.now) if wait[1] else 0.0
         if missing > 0:  # the clock stood still meanwhile
             self.world.after(self.clock.true_delay(missing), self._awake, wait)
             return
@@ -244,8 +256,10 @@ def _start(task: Task) -> None:
 class Watchdog:
     """Resets the machine if its lockspace is not renewed: the hardware, and who feeds it.
 
-    It is told a time of the host's clock, `expire`. Until `margin` seconds before that the hardware is fed, without
-    a pause, so as late as the contract allows; the hardware fires `fire` true seconds after its last feeding, or
+    It is told a time of the host's clock, `expire`. Until `margin` seconds before that the hardware is fed,
+    without
+    a pause, so as late as the contract allows; the hardware fires `fire` true seconds after its last feeding,
+    or
     up to `early` seconds sooner. A suspended machine feeds nothing, while the hardware counts on.
     """
 

@@ -1,8 +1,11 @@
 """Resource leases by the reference's documented choices, for clusters in which both kinds of hosts live.
 
-What real sanlock hosts do on a volume, as far as the facts of ondisk.md sections 5 and 6 say, with the choices that
-leasehold makes otherwise: a retry's phase 1 wipes the own accepted value, damaged blocks are ignored in ballots, a
-lost ballot sleeps up to a second, a leader that names us is believed, a failed acquire erases its block, a release
+What real sanlock hosts do on a volume, as far as the facts of ondisk.md sections 5 and 6 say, with the
+choices that
+leasehold makes otherwise: a retry's phase 1 wipes the own accepted value, damaged blocks are ignored in
+ballots, a
+lost ballot sleeps up to a second, a leader that names us is believed, a failed acquire erases its block, a
+release
 whose block write failed goes on, and an I/O that timed out holds nothing back. Only the simulator uses it.
 """
 
@@ -121,9 +124,7 @@ def _own_leader(member: Member, lease: LeaseArea, want: Want) -> Steps[tuple[Lea
 
 
 def _look(member: Member, lease: LeaseArea) -> Steps[_Seen]:
-    view = yield from read(
-        lease.place.disk, lease.place.offset, lease.geometry.align_size, member.timing.io_timeout
-    )
+    view = yield from read(lease.place.disk, lease.place.offset, lease.geometry.align_size, member.timing.io_timeout)
     leader = Leader.unpack(view)
     verify_paxos(leader, lease.place, lease.lockspace, lease.name, member.host_id)
     blocks = list(_blocks(lease, view, leader.num_hosts))
@@ -153,17 +154,11 @@ def _owner_gone(member: Member, lease: LeaseArea, leader: Leader, nowait: bool) 
     last_timestamp = history.timestamp if same and history else None
     while True:
         sector, _ = yield from read_sector(member.area, leader.owner_id, member.timing.io_timeout)
-        if (
-            sector.free
-            or sector.owner_id != leader.owner_id
-            or sector.owner_generation > leader.owner_generation
-        ):
+        if sector.free or sector.owner_id != leader.owner_id or sector.owner_generation > leader.owner_generation:
             return
         if last_timestamp is None:
             last_timestamp = sector.timestamp
-        elif sector.timestamp != last_timestamp or (
-            same and history and history.last_live == history.last_check
-        ):
+        elif sector.timestamp != last_timestamp or (same and history and history.last_live == history.last_check):
             if leader.write_id != leader.owner_id:
                 block, _ = yield from read_block(lease, leader.owner_id, member.timing.io_timeout)
                 if block.released:
@@ -229,9 +224,7 @@ def _ballots(
         return committed, block, marks
 
 
-def _phase(
-    member: Member, lease: LeaseArea, leader: Leader, own: Block, phase: int
-) -> Steps[list[tuple[int, Block]]]:
+def _phase(member: Member, lease: LeaseArea, leader: Leader, own: Block, phase: int) -> Steps[list[tuple[int, Block]]]:
     try:
         yield from _write_block(member, lease, own)
     except DiskError as cause:
@@ -293,9 +286,7 @@ def _check_sharers(
             alive.append(host_id)
         else:
             place = lease.sector_place(lease.geometry.block_offset(host_id))
-            yield from write(
-                place.disk, place.offset, bytes(lease.geometry.sector_size), member.timing.io_timeout
-            )
+            yield from write(place.disk, place.offset, bytes(lease.geometry.sector_size), member.timing.io_timeout)
     if alive:
         yield from release(member, _held(member, lease, leader, block, shared=False))
         raise SharedHolders(resource=lease.name, owner_host=alive[0], hosts=alive)

@@ -16,9 +16,7 @@ from leases.sim.world import World
 class Ground:
     """`processes[i]` runs on `machines[i]`, which reaches `disk` by `paths[i]`."""
 
-    def __init__(
-        self, seed: int = 1, hosts: int = 2, faults: Faults = NONE, rules: tuple[object, ...] = ()
-    ) -> None:
+    def __init__(self, seed: int = 1, hosts: int = 2, faults: Faults = NONE, rules: tuple[object, ...] = ()) -> None:
         self.world = World(seed, Judge(rules))
         self.plan = Plan(seed, faults)
         self.disk = SimDisk(self.world, "disk", 4 << 20, remember_s=faults.stale_s)

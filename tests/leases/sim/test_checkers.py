@@ -145,11 +145,7 @@ def test_a_ballot_number_or_version_that_goes_back(ground):
 
 
 def _leader(lver: int, owner: int) -> bytes:
-    return (
-        Leader.unpack(bytes(512))
-        .changed(lver=lver, owner_id=owner, owner_generation=1, timestamp=1)
-        .sector(512)
-    )
+    return Leader.unpack(bytes(512)).changed(lver=lver, owner_id=owner, owner_generation=1, timestamp=1).sector(512)
 
 
 def test_a_version_decided_for_two(ground):

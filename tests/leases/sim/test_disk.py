@@ -103,9 +103,7 @@ def _overwritten_meanwhile(it):
 
 
 def test_split_sees_the_parts_of_a_read_at_different_times(ground):
-    seen = {
-        result for result, _, _ in _outcomes(ground, Faults(split=1), READ, before=_overwritten_meanwhile)
-    }
+    seen = {result for result, _, _ in _outcomes(ground, Faults(split=1), READ, before=_overwritten_meanwhile)}
     assert any(
         isinstance(result, bytes) and b"on" in result for result in seen
     )  # a later sector is newer than an earlier one
@@ -177,12 +175,21 @@ def test_the_past_of_the_disk_is_remembered(ground):
 
 def test_every_kind_of_fault_is_chosen_about_as_often_as_its_rate_says():
     plan = Plan(1, Faults(late=0.02, error=0.01))
-    number, chosen = 0, []
-    while (number := plan.next_io(1, number)) < 100_000:
-        fault = plan.io_fault(1, number)
-        assert fault is not None
-        chosen.append(fault[0])
-    assert 1700 < chosen.count("late") < 2300 and 850 < chosen.count("error") < 1150
+    assert plan.io_rate == pytest.approx(0.03)
+    chosen = [fault[0] for moment in range(3000) if (fault := plan.io_fault(1, moment))]
+    assert 1900 < chosen.count("late") < 2100 and 900 < chosen.count("error") < 1100
+
+
+def test_an_io_meets_a_fault_as_often_as_the_rate_says(ground):
+    it = ground(hosts=1, faults=Faults(slow=0.1))
+
+    def many():
+        for _ in range(5000):
+            yield from read("disk", 0, 512, 1.0)
+
+    it.processes[0].spawn("many", many())
+    it.world.run(until=1000)
+    assert 400 < len(it.plan.chosen) < 600
 
 
 def test_profiles_and_rates_are_read_from_text():
