@@ -339,7 +339,8 @@ class AsyncHolder:
         await self._run(exchange.rename(old, new, self._pid))
 
     async def release_orphans(self, lockspace: Name, resource: Name = b"") -> int:
-        return await self._run(exchange.release_orphans(lockspace, resource, self._pid))
+        which = Resource(exchange.as_name(lockspace), exchange.as_name(resource))
+        return await self._run(exchange.release_orphans(which, self._pid))
 
     async def convert(self, resource: ResourceLike, shared: bool = False, nowait: bool = False) -> None:
         wanted = exchange.with_flags(resource, mode_flags(shared))

@@ -343,7 +343,8 @@ class Holder:
 
     def release_orphans(self, lockspace: Name, resource: Name = b"") -> int:
         """Have orphans of any process released: all of a lockspace, or one. Returns how many there were."""
-        return self._run(exchange.release_orphans(lockspace, resource, self._pid))
+        which = Resource(exchange.as_name(lockspace), exchange.as_name(resource))
+        return self._run(exchange.release_orphans(which, self._pid))
 
     def convert(self, resource: ResourceLike, shared: bool = False, nowait: bool = False) -> None:
         """Make a held lease exclusive, or shared. Whatever is raised, it is still held as before.

@@ -251,6 +251,12 @@ def _disk_list(value: Disks, position: int) -> Disks:
     return value
 
 
+def _disk_path(raw: bytes) -> str:
+    if len(raw) >= PATH_LENGTH:
+        raise ValueError(f"Path is too long: {raw!r}")
+    return _text(raw)
+
+
 def _disks(value: Disks) -> tuple[Disk, ...]:
     return tuple(_disk(item) for item in value)
 
@@ -262,9 +268,7 @@ def _disk(item: Any) -> Disk:
         path = _path(item[0])
     except (TypeError, ValueError):
         raise ValueError(f"Invalid disk {item!r}") from None
-    if len(path) >= PATH_LENGTH:
-        raise ValueError(f"Path is too long: {path!r}")
-    return Disk(_text(path), item[1] & 0xFFFFFFFFFFFFFFFF)
+    return Disk(_disk_path(path), item[1] & 0xFFFFFFFFFFFFFFFF)
 
 
 def _version(value: Any) -> int:
@@ -328,9 +332,7 @@ def write_lockspace(
     )
 
 
-def read_lockspace(
-    path: Path, offset: int = 0, align: int = 1048576, sector: int = 512
-) -> dict[str, bytes | int]:
+def read_lockspace(path: Path, offset: int = 0, align: int = 1048576, sector: int = 512) -> dict[str, bytes | int]:
     """{lockspace: name, iotimeout: seconds} of a formatted lockspace."""
     message = "Sanlock lockspace read failure"
     raw_path, offset, align, sector = _path(path), _u64(offset, 2), _long(align), _i32(sector)
@@ -363,14 +365,12 @@ def write_resource(
     _ask(message, exchange.write_resource(wanted, None, num_hosts, max_hosts, bool(wipe)))
 
 
-def read_resource(
-    path: Path, offset: int = 0, align: int = 1048576, sector: int = 512
-) -> dict[str, bytes | int]:
+def read_resource(path: Path, offset: int = 0, align: int = 1048576, sector: int = 512) -> dict[str, bytes | int]:
     """{lockspace, resource, version} of a formatted lease."""
     message = "Sanlock resource read failure"
     raw_path, offset, align, sector = _path(path), _u64(offset, 2), _long(align), _i32(sector)
     flags = _size_flags(align, sector)
-    disk = Disk(_lockspace_path(raw_path, message), offset)
+    disk = Disk(_disk_path(raw_path), offset)
     _check_writable([disk], message)
     found = _ask(message, exchange.read_resource(Resource(b"", b"", (disk,), flags)))
     return {"lockspace": found.lockspace, "resource": found.name, "version": found.lver}
@@ -412,9 +412,7 @@ def add_lockspace(
     _ask(message, exchange.add_lockspace(asked, iotimeout, bool(waits)))
 
 
-def inq_lockspace(
-    lockspace: bytes, host_id: int, path: Path, offset: int = 0, wait: bool = False
-) -> bool | None:
+def inq_lockspace(lockspace: bytes, host_id: int, path: Path, offset: int = 0, wait: bool = False) -> bool | None:
     """True: joined. False: not. None: on its way in or out."""
     message = "Sanlock lockspace inquire failure"
     asked, waits = _asked(lockspace, host_id, path, offset, message), _i32(wait)
@@ -653,9 +651,7 @@ def end_event(fd: int, lockspace: bytes) -> None:
     _ask(message, exchange.end_events(name))
 
 
-def set_event(
-    lockspace: bytes, host_id: int, generation: int, event: int, data: int = 0, flags: int = 0
-) -> None:
+def set_event(lockspace: bytes, host_id: int, generation: int, event: int, data: int = 0, flags: int = 0) -> None:
     """Tell a host something with this host's next renewals."""
     name = _name(lockspace)
     told = HostEvent(_u64(host_id, 2), _u64(generation, 3), _u64(event, 4), _u64(data, 5))

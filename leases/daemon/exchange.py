@@ -469,13 +469,12 @@ def rename(old: ResourceLike, new: ResourceLike, pid: int | None = None) -> Exch
     yield from _release([as_resource(old), as_resource(new)], pid, ReleaseFlag.RENAME)
 
 
-def release_orphans(lockspace: Name, resource: Name = b"", pid: int | None = None) -> Exchange[int]:
-    """Have orphans released, all of a lockspace or one by its name. Returns how many there were.
+def release_orphans(which: ResourceLike, pid: int | None = None) -> Exchange[int]:
+    """Have an orphan released, or without a resource's name all of a lockspace. Returns how many there were.
 
     A registered target is needed, though it has nothing to do with them.
     """
-    asked = Resource(as_name(lockspace), as_name(resource))
-    return (yield from _release([asked], pid, ReleaseFlag.ORPHAN))
+    return (yield from _release([as_resource(which)], pid, ReleaseFlag.ORPHAN))
 
 
 def _release(resources: list[Resource], pid: int | None, flags: int) -> Exchange[int]:

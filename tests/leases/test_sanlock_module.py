@@ -28,9 +28,7 @@ NAMES = (b"LS", b"RA", DISKS)
 FD = "the registered descriptor"
 
 #: Python and C count arguments in different words
-_COUNTING = re.compile(
-    "takes|missing|unexpected keyword|invalid keyword|argument 3 must be list, not (bytes|int)"
-)
+_COUNTING = re.compile("takes|missing|unexpected keyword|invalid keyword|argument 3 must be list, not (bytes|int)")
 
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 
@@ -160,15 +158,14 @@ def many_calls() -> Iterator[Call]:
         yield call("request", *NAMES, action=number)
         yield call("get_lvb", *NAMES, number)
         for key in ("host_id", "generation", "event", "data", "flags"):
-            yield call(
-                "set_event", **{"lockspace": b"LS", "host_id": 1, "generation": 2, "event": 3, key: number}
-            )
+            yield call("set_event", **{"lockspace": b"LS", "host_id": 1, "generation": 2, "event": 3, key: number})
     for sizes in SIZES:
         yield call("write_lockspace", b"LS", "/p", **sizes)
         yield call("read_lockspace", "/p", **sizes)
         yield call("write_resource", *NAMES, **sizes)
         yield call("read_resource", "/p", **sizes)
         yield call("read_resource_owners", *NAMES, **sizes)
+    yield call("read_resource", "x" * 1024)
     for path in ("/p", b"/p", "", 5, "/p\0q", None):
         yield call("write_lockspace", b"LS", path)
         yield call("read_lockspace", path, 7)
@@ -326,9 +323,7 @@ def test_a_daemon_that_hangs_up_or_is_gone_is_the_same_exception(
         assert outcome(modules[1], -1, *step) == outcome(modules[0], -1, *step)
 
 
-def test_where_the_original_does_harm_ours_does_not(
-    fake: FakeDaemon, modules: tuple[PeerProcess, PeerProcess]
-) -> None:
+def test_where_the_original_does_harm_ours_does_not(fake: FakeDaemon, modules: tuple[PeerProcess, PeerProcess]) -> None:
     real, ours = modules
     full = Lockspace(b"L" * 48, 1, Disk("/p")).pack()
     fake.answer = answering(0, 1, full)
