@@ -71,6 +71,7 @@ class Attendant:
                 self._requests = False
                 self._answer_requests()
             self._look_for_volume()
+            self._membership.uses.tidy()
             unsettled = self._membership.holdings.unsettled()
             if unsettled and boot_time() >= self._settle_from:
                 self._settle_from = boot_time() + _SETTLE_PAUSE

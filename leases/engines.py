@@ -56,9 +56,16 @@ class Engines:
 
     def close(self) -> None:
         """Never waits for a disk."""
+        self._close_idle()
+        self.devices.close()
+
+    def _close_idle(self) -> None:
         while self._idle:
             self._idle.pop().close()
-        self.devices.close()
+
+    def __del__(self) -> None:
+        """An engine that nobody closes keeps its memory and its context in the kernel."""
+        self._close_idle()
 
 
 class CtrlC:

@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from leases.keeper.recovery import Users
-from leases.keeper.watchdog import WatchdogConnection
+from leases.keeper.watchdog import WatchdogConnection, boot_time
 from leases.lease import Lease
 from paxos.errors import WatchdogUnavailable
+
+#: seconds after its last use of a lease until this process counts as no user any more
+_LINGER = 1.0
 
 
 class Uses:
@@ -24,7 +27,10 @@ class Uses:
     def __init__(self, connection: WatchdogConnection) -> None:
         self.users = Users()
         self._connection = connection
+        #: how many leases this process uses itself, since when none, and whether the watchdog knows it as a user
         self._own = 0
+        self._last_own = 0.0
+        self._told = False
         self._lock = threading.Lock()
 
     def begin(self, lease: Lease, holder: int | None) -> None:
@@ -86,13 +92,23 @@ class Uses:
 
     def _add_own(self) -> None:
         with self._lock:
-            if self._own == 0:
+            if not self._told:
                 self._connection.hold(os.getpid(), terminate=False)
+                self._told = True
             self._own += 1
 
     def _remove_own(self) -> None:
         with self._lock:
             self._own -= 1
-            if self._own == 0:
+            self._last_own = boot_time()
+
+    def tidy(self) -> None:
+        """Tell the watchdog that this process uses nothing any more.
+
+        Not at once: who takes one lease after the other need not ask the guardian each time.
+        """
+        with self._lock:
+            if self._told and self._own == 0 and boot_time() - self._last_own >= _LINGER:
                 with suppress(WatchdogUnavailable):
                     self._connection.unhold(os.getpid())
+                self._told = False
