@@ -14,18 +14,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from leases.aclient import aconnect
     from leases.client import connect
     from leases.lease import FencingToken, Lease
     from leases.lockspace import Lockspace
     from leases.volume import Volume
 
-__all__ = ["FencingToken", "Lease", "Lockspace", "Volume", "connect"]
+__all__ = ["FencingToken", "Lease", "Lockspace", "Volume", "aconnect", "connect"]
 
 _HOMES = {
     "FencingToken": "leases.lease",
     "Lease": "leases.lease",
     "Lockspace": "leases.lockspace",
     "Volume": "leases.volume",
+    "aconnect": "leases.aclient",
     "connect": "leases.client",
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from leases.daemon.numbers import Command
 from paxos import errors
@@ -62,17 +63,17 @@ SANLOCK_RESULTS: Mapping[int, tuple[str, str]] = {
 
 
 def result_name(code: int) -> str:
-    """`LEADER_MAGIC`, `ENOENT`, or the number as text."""
+    """`LEADER_MAGIC`, `ENOENT`; `UNKNOWN` for a number without a name."""
     if code in SANLOCK_RESULTS:
         return SANLOCK_RESULTS[code][0]
-    return errno.errorcode.get(-code, str(code))
+    return errno.errorcode.get(-code, "UNKNOWN")
 
 
 def result_text(code: int) -> str:
     """What a negative result means, in a few words."""
     if code in SANLOCK_RESULTS:
         return SANLOCK_RESULTS[code][1]
-    return os.strerror(-code) if -200 < code < 0 else f"result {code}"
+    return os.strerror(-code) if -200 < code < 0 else "unknown result"
 
 
 # --------------------------------------------------------------------- errors that only a daemon's client has
@@ -81,7 +82,7 @@ def result_text(code: int) -> str:
 class DaemonRefused(LeaseholdError):
     """A result that has no class of its own. `command`, `subject`, `code`, `name`."""
 
-    template = "{command} {subject}: {text}"
+    template = "{command} {subject}: {text} ({name}, {code})"
 
 
 class UnknownClient(InvalidUse):
@@ -222,7 +223,7 @@ _BY_COMMAND: Mapping[tuple[Command, int], type[LeaseholdError]] = {
     (Command.DELETE_RESOURCE, -errno.ENOENT): errors.NoSuchLease,
 }
 
-_MESSAGE = "{command} {subject}: {text} ({name}, {code})"
+_MESSAGE = DaemonRefused.template
 
 
 def refusal(command: Command, code: int, subject: str = "") -> LeaseholdError:
@@ -233,24 +234,27 @@ def refusal(command: Command, code: int, subject: str = "") -> LeaseholdError:
     """
     kind = _BY_COMMAND.get((command, code), _BY_CODE.get(code, DaemonRefused))
     text = result_text(code)
-    known = {"resource": subject, "lockspace": subject, "disk": subject, "reason": text}
-    facts = {
-        **known,
+    facts: dict[str, Any] = {
         "command": command.name,
         "subject": subject,
         "code": code,
         "errno": -code,
         "name": result_name(code),
         "text": text,
+        # by the names that the classes use
+        "resource": subject,
+        "lockspace": subject,
+        "disk": subject,
+        "reason": text,
     }
-    if not _tells_enough(kind.template, known):
+    if not _tells_enough(kind.template, facts):
         facts["template"] = _MESSAGE
     return kind(**facts)
 
 
-def _tells_enough(template: str, known: Mapping[str, str]) -> bool:
+def _tells_enough(template: str, facts: Mapping[str, Any]) -> bool:
     """Whether a class's own message can be made of these facts, and says what it is about."""
     try:
-        return template.format_map(known) != known["reason"]
+        return bool(template.format_map(facts) != facts["reason"])
     except KeyError:
         return False

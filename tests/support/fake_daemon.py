@@ -83,6 +83,16 @@ class FakeDaemon:
         """For processes that are to talk to it."""
         return {**os.environ, "SANLOCK_RUN_DIR": str(self.run_dir)}
 
+    def say(self, message: bytes) -> None:
+        """Send something unasked on the newest connection."""
+        self._connections[-1].sendall(message)
+
+    def hang_up(self) -> None:
+        """End all connections."""
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def wait_for_requests(self, count: int) -> None:
         """Until so many have arrived, for those that are not answered."""
         while len(self.requests) < count:

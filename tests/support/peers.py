@@ -90,9 +90,7 @@ def direct_dump(path: str | Path, offset: int = 0, size: int | None = None) -> s
     return direct("dump", where).stdout
 
 
-def read_leader(
-    lease: str, *, sector_size: int | None = None, align_size: int | None = None
-) -> dict[str, int | str]:
+def read_leader(lease: str, *, sector_size: int | None = None, align_size: int | None = None) -> dict[str, int | str]:
     """The leader record as the peer reads it, field by field; PeerFailed when it does not accept it."""
     kind = "-s" if lease.split(":")[1].isdigit() else "-r"
     text = direct("read_leader", kind, lease, *size_options(sector_size, align_size)).stdout
@@ -179,6 +177,11 @@ class SanlockDaemon:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """Until it has ended by itself: its exit status."""
+        assert self._process is not None
+        return self._process.wait(timeout)
 
     def freeze(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
@@ -295,9 +298,7 @@ class PeerProcess:
     `module` is the name by which `python` imports it, `environment` says which daemon it talks to.
     """
 
-    def __init__(
-        self, environment: dict[str, str], *, module: str = "sanlock", python: str = SYSTEM_PYTHON
-    ) -> None:
+    def __init__(self, environment: dict[str, str], *, module: str = "sanlock", python: str = SYSTEM_PYTHON) -> None:
         self._process = subprocess.Popen(
             [python, "-c", _CALLS, module],
             env=environment,
@@ -356,9 +357,7 @@ class Holder(PeerProcess):
         super().__init__(daemon.environment)
         self.fd: int = self.call("register")
 
-    def acquire(
-        self, resource: str, *, shared: bool = False, lvb: bool = False, version: int | None = None
-    ) -> None:
+    def acquire(self, resource: str, *, shared: bool = False, lvb: bool = False, version: int | None = None) -> None:
         """Take one more lease. Raises PeerError("SanlockException", (errno, message, name))."""
         self.call("acquire", *_parts(resource), slkfd=self.fd, shared=shared, lvb=lvb, version=version)
 
