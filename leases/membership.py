@@ -18,6 +18,7 @@ import atexit
 import os
 import random
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -46,6 +47,7 @@ from paxos.timing import Timing
 
 #: io_timeouts that leaving waits for a thread that is stuck in the disk
 _PATIENCE = 2
+_DISARM_TRIES = 3
 #: transfers of the renewal's engine: one at a time, and a few that are overdue
 _RENEWAL_CAPACITY = 16
 
@@ -191,9 +193,14 @@ class Membership:
             raise NotJoined(lockspace=self.name, cause=self.vitals.failure)
         return self._member
 
+    @property
+    def in_child(self) -> bool:
+        """Whether this is a child of the process that joined, by fork: nothing here is the child's."""
+        return os.getpid() != self._pid
+
     def require_usable(self) -> Member:
         """For new leases: joined, neither failing nor being left. Raises NotJoined, InvalidUse."""
-        if os.getpid() != self._pid:
+        if self.in_child:
             raise InvalidUse(reason="a lockspace can't be used by a child of the process that joined it")
         member = self.member
         self.vitals.check_late(boot_time())
@@ -221,6 +228,8 @@ class Membership:
         """Give the host id back. With `force`, processes that use leases are killed first, and then what is held is
         given up. After a failure only wait for the end of recovery, as long as it can last.
         """
+        if self.in_child:
+            return
         with self._leaving:
             if self.left.is_set():
                 return
@@ -235,8 +244,7 @@ class Membership:
                 return
             self.vitals.leaving = True
             self._stop_threads()
-            with suppress(WatchdogUnavailable):
-                self.connection.disarm()
+            self._disarm()
             self._release_host_lease()
             self._end()
 
@@ -247,6 +255,9 @@ class Membership:
 
     def _stop_threads(self) -> None:
         patience = _PATIENCE * self.timing.io_timeout
+        give_up_at = boot_time() + patience
+        while self.holdings.unsettled() and boot_time() < give_up_at:
+            time.sleep(0.02)
         self.attendant.stop(patience)
         self.wake_guard()
         assert self._renewal is not None and self._guard is not None
@@ -269,9 +280,18 @@ class Membership:
         if self._renewal is not None:
             self._renewal.abort("the lockspace has failed")
         self.attendant.stop(0.0)
-        with suppress(WatchdogUnavailable):
-            self.connection.disarm()
+        self._disarm()
         self._end()
+
+    def _disarm(self) -> None:
+        """Nobody uses the lockspace. Where the watchdog can't be told, it will fire for nothing: so try again."""
+        for _ in range(_DISARM_TRIES):
+            try:
+                self.connection.disarm()
+            except WatchdogUnavailable:
+                time.sleep(0.5)
+            else:
+                return
 
     def _end(self) -> None:
         """Let go of everything but what is still in flight."""

@@ -179,6 +179,8 @@ class Operations:
     def release(self, lease: Lease, lvb: bytes | None = None, new_name: bytes | None = None) -> None:
         """See Lease.release."""
         membership, grip = self._membership, lease.grip
+        if membership.in_child:
+            return
         last = membership.holdings.let_go(grip, lease)
         lease.released = True
         ours = not lease.lost.is_set() and membership.vitals.failure is None and not membership.left.is_set()

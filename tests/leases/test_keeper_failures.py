@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,25 +33,17 @@ from paxos.liveness import HostState
 from tests.support.storage import MIB, FaultyDisk
 from tests.support.volumes import (
     FIRE_TIMEOUT,
+    SOON,
     HostProcesses,
     Joiner,
     make_volume,
     own_delta,
     own_lease,
     scribble,
+    wait_for,
 )
 
 pytestmark = pytest.mark.slow
-
-#: seconds within which what must happen has happened, on a machine that does other things too
-SOON = 60.0
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + SOON
-    while not condition():
-        assert time.monotonic() < deadline, f"waited for {what}"
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,16 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGES = Path("/var/tmp")
 #: seconds: a host of a test is dead 8 io_timeouts and this long after its last renewal
 FIRE_TIMEOUT = 4
+#: seconds within which what must happen has happened, on a machine that does other things too
+SOON = 60.0
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Until `condition()` is true."""
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline, f"waited for {what}"
+        time.sleep(0.05)
 
 
 @pytest.fixture
