@@ -163,7 +163,8 @@ def _create(member: Member, index: Index, entries: Entries, name: bytes, num_hos
     lease = index.lease(name, number)
     image = fresh_resource(index.lockspace, name, index.geometry, num_hosts)
     yield from write(lease.place.disk, lease.place.offset, image, INIT_WRITE_TIMEOUT)
-    yield from _write_entry(member, index, entries, number, IndexEntry.of(name, lease.place.offset))
+    entry = IndexEntry.of(name, lease.place.offset)
+    yield from _write_entry(index, entries, number, entry, member.timing.io_timeout)
     return lease
 
 
@@ -182,7 +183,7 @@ def _delete(member: Member, index: Index, entries: Entries, name: bytes) -> Step
     lease = index.lease(name, number)
     for owner in (yield from _owners(member, index, lease, number)):
         raise LeaseHeld(resource=name, owner_host=owner.host_id, generation=owner.generation)
-    yield from _write_entry(member, index, entries, number, FREE_ENTRY)
+    yield from _write_entry(index, entries, number, FREE_ENTRY, member.timing.io_timeout)
     cleared_at = int((yield from now()))
     image = fresh_resource(index.lockspace, name, index.geometry, cleared_at=cleared_at)
     yield from write(lease.place.disk, lease.place.offset, image, INIT_WRITE_TIMEOUT)
@@ -208,28 +209,43 @@ def set_entry(member: Member, index: Index, offset: int, name: bytes) -> Steps[N
 
     Raises IndexOffsetError, NameTaken, HeldElsewhere (the guard), DiskError.
     """
+    timeout = member.timing.io_timeout
+    yield from _guarded(member, index, lambda entries: _set_entry(index, entries, offset, name, timeout))
+
+
+def _set_entry(index: Index, entries: Entries, offset: int, name: bytes, timeout: float) -> Steps[None]:
     number = index.number(offset)
-
-    def change(entries: Entries) -> Steps[None]:
-        taken = entries.find(name) if name else None
-        if taken is not None and taken != number:
-            raise NameTaken(resource=name, offset=index.offset(taken))
-        yield from _write_entry(member, index, entries, number, IndexEntry.of(name, offset) if name else FREE_ENTRY)
-
-    yield from _guarded(member, index, change)
+    taken = entries.find(name) if name else None
+    if taken is not None and taken != number:
+        raise NameTaken(resource=name, offset=index.offset(taken))
+    entry = IndexEntry.of(name, offset) if name else FREE_ENTRY
+    yield from _write_entry(index, entries, number, entry, timeout)
 
 
 def rebuild(member: Member, index: Index) -> Steps[Entries]:
     """Write all entries anew from the leases that lie in the areas. Raises HeldElsewhere (the guard), DiskError."""
-    return (yield from _guarded(member, index, lambda entries: _rebuild(member, index, entries)))
+    timeout = member.timing.io_timeout
+    return (yield from _guarded(member, index, lambda entries: _rebuild(index, entries, timeout)))
 
 
-def _rebuild(member: Member, index: Index, entries: Entries) -> Steps[Entries]:
+def set_entry_offline(index: Index, offset: int, name: bytes, timeout: float) -> Steps[None]:
+    """As `set_entry`, without the guard: for volumes that no host has joined, which the caller sees to."""
+    entries = yield from read_entries(index, timeout)
+    yield from _set_entry(index, entries, offset, name, timeout)
+
+
+def rebuild_offline(index: Index, timeout: float) -> Steps[Entries]:
+    """As `rebuild`, without the guard: for volumes that no host has joined, which the caller sees to."""
+    entries = yield from read_entries(index, timeout)
+    return (yield from _rebuild(index, entries, timeout))
+
+
+def _rebuild(index: Index, entries: Entries, timeout: float) -> Steps[Entries]:
     area = bytearray(entries.area)
     names: dict[int, bytes] = {}
     for number in range(index.max_resources):
         try:
-            name = yield from _name_at(member, index, number)
+            name = yield from _name_at(index, number, timeout)
         except ShortIO:
             name = None
             names_end = index.geometry.index_entry_offset(number)
@@ -246,10 +262,10 @@ def _rebuild(member: Member, index: Index, entries: Entries) -> Steps[Entries]:
     return Entries(names, bytes(area))
 
 
-def _name_at(member: Member, index: Index, number: int) -> Steps[bytes | None]:
+def _name_at(index: Index, number: int, timeout: float) -> Steps[bytes | None]:
     """The name of the lease in the area of entry `number`, if there is a sound one of this lockspace."""
     size = index.geometry.sector_size
-    view = yield from read(index.place.disk, index.offset(number), size, member.timing.io_timeout)
+    view = yield from read(index.place.disk, index.offset(number), size, timeout)
     leader = Leader.unpack(view)
     try:
         verify_paxos(leader, Place(index.place.disk, index.offset(number)), index.lockspace, leader.resource_name, None)
@@ -275,11 +291,11 @@ def _guarded(member: Member, index: Index, change: Callable[[Entries], Steps[T]]
     return result
 
 
-def _write_entry(member: Member, index: Index, entries: Entries, number: int, entry: IndexEntry) -> Steps[None]:
+def _write_entry(index: Index, entries: Entries, number: int, entry: IndexEntry, timeout: float) -> Steps[None]:
     """Write the one sector in which an entry lies."""
     at = index.geometry.index_entry_offset(number)
     size = index.geometry.sector_size
     start = at - at % size
     sector = bytearray(entries.area[start : start + size])
     sector[at - start : at - start + ENTRY_LENGTH] = entry.pack()
-    yield from write(index.place.disk, index.place.at(start), bytes(sector), member.timing.io_timeout)
+    yield from write(index.place.disk, index.place.at(start), bytes(sector), timeout)

@@ -1,7 +1,7 @@
 """Commands about a resource index: which lease lies where on a volume (daemon.md 7.14).
 
-Changes are made under the lease that guards the index, unlike some of the reference's, so the lockspace must be
-joined for them; what only looks can do without.
+Changes are made under the lease that guards the index, unlike some of the reference's. Where the lockspace is not
+joined, which clients must say, there is no such lease to be had, and they see to it that nobody else is at it.
 """
 
 from __future__ import annotations
@@ -74,11 +74,17 @@ def update(call: Call) -> Task[Reply]:
     if not entry.offset or (adding and not entry.name) or adding == removing:
         return Reply(-errno.EINVAL, payload=entry.pack())
 
-    def change(member: Member, place: index.Index) -> Steps[IndexEntry]:
-        yield from index.set_entry(member, place, entry.offset, entry.name if adding else b"")
-        return entry if adding else IndexEntry()
+    name, after = (entry.name, entry) if adding else (b"", IndexEntry())
 
-    return (yield from _answered(entry, _changed(call, wanted, change)))
+    def change(member: Member, place: index.Index) -> Steps[IndexEntry]:
+        yield from index.set_entry(member, place, entry.offset, name)
+        return after
+
+    def change_offline(place: index.Index) -> Steps[IndexEntry]:
+        yield from index.set_entry_offline(place, entry.offset, name, DEFAULT_IO_TIMEOUT)
+        return after
+
+    return (yield from _answered(entry, _changed(call, wanted, change, change_offline)))
 
 
 def create(call: Call) -> Task[Reply]:
@@ -110,7 +116,10 @@ def rebuild(call: Call) -> Task[Reply]:
     def change(member: Member, place: index.Index) -> Steps[None]:
         yield from index.rebuild(member, place)
 
-    yield from _changed(call, WireIndex.unpack(call.payload), change)
+    def change_offline(place: index.Index) -> Steps[None]:
+        yield from index.rebuild_offline(place, DEFAULT_IO_TIMEOUT)
+
+    yield from _changed(call, WireIndex.unpack(call.payload), change, change_offline)
     return Reply()
 
 
@@ -131,8 +140,19 @@ def _space(call: Call, wanted: WireIndex) -> Space:
     return space
 
 
-def _changed(call: Call, wanted: WireIndex, change: Callable[[Member, index.Index], Steps[T]]) -> Task[T]:
-    """Something that writes; one at a time in each lockspace."""
+def _changed(
+    call: Call,
+    wanted: WireIndex,
+    change: Callable[[Member, index.Index], Steps[T]],
+    change_offline: Callable[[index.Index], Steps[T]] | None = None,
+) -> Task[T]:
+    """Something that writes; one at a time in each lockspace.
+
+    With NO_LOCKSPACE, and where this host has not joined it, `change_offline` is what is done.
+    """
+    offline = call.header.flags & IndexFlag.NO_LOCKSPACE and call.daemon.spaces.get(wanted.lockspace) is None
+    if change_offline is not None and offline:
+        return (yield from _looked(call, wanted, change_offline))
     space = _space(call, wanted)
     space.index_busy = True
     try:
