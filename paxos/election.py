@@ -1,4 +1,4 @@
-"""Becoming the owner of a lease's leader record: the next version decided for us, beyond doubt (ondisk.md 5.2).
+"""Becoming the owner of a lease's leader record, and giving it back (ondisk.md 5.2, 5.5).
 
 Look at the whole area; make sure that nobody can be holding the lease; decide the next version by a ballot; write
 what was decided into the leader record; look again wherever others moved meanwhile.
@@ -14,11 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from paxos.ballot import Ballot, BallotLost, Chosen, decide, number_above
-from paxos.errors import BallotsExhausted, InvalidUse, LeaseOther, LeaseOwned, LverMismatch
-from paxos.lease_area import LeaseArea, Scene, read_leader, survey, write_leader
+from paxos.errors import (
+    BallotsExhausted,
+    HeldElsewhere,
+    InvalidUse,
+    LeaseOther,
+    LeaseOwned,
+    LverMismatch,
+    ReleaseOwner,
+    TryAgain,
+)
+from paxos.lease_area import LeaseArea, Scene, read_leader, survey, write_block, write_leader
 from paxos.liveness import Member
 from paxos.ownership import claims, wait_for_end
-from paxos.records import SHORT_HOLD, Block, Leader
+from paxos.records import RELEASED, SHORT_HOLD, Block, Leader, replace_name
 from paxos.steps import Steps, now, sleep
 
 #: times an acquire looks at the area anew, and ballots it runs for one look, before it says so (13 item 6)
@@ -54,36 +63,50 @@ class Won:
 
 def own_leader(member: Member, lease: LeaseArea, want: Want, keep_mark: bool) -> Steps[Won]:
     """Become the leader's owner: look, wait for the end of who may hold it, decide; again if others moved."""
-    for _ in range(MAX_LOOKS):
-        scene = yield from survey(lease, member.host_id, member.timing.io_timeout)
-        lease = scene.lease
-        own_block = lease.sector_place(lease.geometry.block_offset(member.host_id))
-        member.check_fresh(lease.place, own_block, scene.own_mbal(member.host_id))
-        if want.lver is not None and scene.decided_lver != want.lver:
-            raise LverMismatch(resource=lease.name, lver=scene.decided_lver, wanted=want.lver)
-        if want.num_hosts is not None and not 1 <= want.num_hosts <= lease.geometry.max_hosts:
-            raise InvalidUse(reason=f"num_hosts {want.num_hosts} is not within 1..{lease.geometry.max_hosts}")
-        unchanged = True
-        for claim in claims(scene, member):
-            unchanged = yield from wait_for_end(scene, claim, member, want.nowait)
-            if not unchanged:
-                break
-        if unchanged and (won := (yield from _elect(member, scene, want, keep_mark))):
-            return won
-    raise BallotsExhausted(resource=lease.name, tries=MAX_LOOKS)
+    race: _Race | None = None
+    try:
+        for _ in range(MAX_LOOKS):
+            scene = yield from survey(lease, member.host_id, member.timing.io_timeout)
+            lease = scene.lease
+            own_block = lease.sector_place(lease.geometry.block_offset(member.host_id))
+            member.check_fresh(lease.place, own_block, scene.own_mbal(member.host_id))
+            _check_wanted(scene, want)
+            unchanged = True
+            for claim in claims(scene, member):
+                unchanged = yield from wait_for_end(scene, claim, member, want.nowait)
+                if not unchanged:
+                    break
+            if unchanged:
+                race = _race_from(scene)
+                if won := (yield from _elect(member, scene, race, want, keep_mark)):
+                    return won
+        raise BallotsExhausted(resource=lease.name, tries=MAX_LOOKS)
+    except (HeldElsewhere, TryAgain, LverMismatch):
+        if race is not None:
+            yield from _let_go(member, lease, race)
+        raise
 
 
-def _elect(member: Member, scene: Scene, want: Want, keep_mark: bool) -> Steps[Won | None]:
+def _check_wanted(scene: Scene, want: Want) -> None:
+    name, max_hosts = scene.lease.name, scene.lease.geometry.max_hosts
+    if want.lver is not None and scene.decided_lver != want.lver:
+        raise LverMismatch(resource=name, lver=scene.decided_lver, wanted=want.lver)
+    if want.num_hosts is not None and not 1 <= want.num_hosts <= max_hosts:
+        raise InvalidUse(reason=f"num_hosts {want.num_hosts} is not within 1..{max_hosts}")
+
+
+def _let_go(member: Member, lease: LeaseArea, race: _Race) -> Steps[None]:
+    """Take back what was decided for us before we had to give up: nobody holds it, so nobody shall wait for us."""
+    block = Block.unpack(race.sector)
+    if block.accepted and block.value[:2] == (member.host_id, member.generation) and not block.released:
+        released = block.changed(flags=RELEASED)
+        yield from write_block(lease, member.host_id, released, race.sector, member.timing.io_timeout)
+    if race.decided_before:
+        yield from free_leader(member, lease, race.leader)
+
+
+def _elect(member: Member, scene: Scene, race: _Race, want: Want, keep_mark: bool) -> Steps[Won | None]:
     """Decide versions until one is ours beyond doubt. None: others moved, look at the area again."""
-    race = _Race(
-        leader=scene.leader,
-        lver=scene.next_lver,
-        max_mbal=scene.max_mbal,
-        sector=scene.own_sector,
-        # The copy from the look will do only if no block is ahead of it (ondisk.md 5.2, B1).
-        reread=scene.top_lver > scene.leader.lver,
-        contested=_took_part(scene.blocks, scene.next_lver, frozenset()),
-    )
     for _ in range(MAX_BALLOTS):
         chosen = yield from _decide(member, scene, race, keep_mark)
         if chosen is None:
@@ -122,6 +145,18 @@ class _Race:
         self.max_mbal = max(chosen.block.mbal, *(b.mbal for b in last_seen.values()), 0)
         self.erased = frozenset(host for host, b in last_seen.items() if b.erased)
         self.reread, self.contested, self.decided_before = True, False, True
+
+
+def _race_from(scene: Scene) -> _Race:
+    return _Race(
+        leader=scene.leader,
+        lver=scene.next_lver,
+        max_mbal=scene.max_mbal,
+        sector=scene.own_sector,
+        # The copy from the look will do only if no block is ahead of it (ondisk.md 5.2, B1).
+        reread=scene.top_lver > scene.leader.lver,
+        contested=_took_part(scene.blocks, scene.next_lver, frozenset()),
+    )
 
 
 def _took_part(blocks: dict[int, Block], lver: int, erased_before: frozenset[int]) -> bool:
@@ -210,3 +245,26 @@ def _owner(lease: LeaseArea, leader: Leader) -> dict[str, Any]:
         "generation": leader.owner_generation,
         "short_hold": bool(leader.flags & SHORT_HOLD),
     }
+
+
+def free_leader(member: Member, lease: LeaseArea, ours: Leader, new_name: bytes | None = None) -> Steps[bool]:
+    """Set the leader free if it is as we wrote it (ondisk.md 5.5 steps 3 and 4); returns whether it did.
+
+    Where another host wrote it, our block's RELEASED flag is enough, and a write could clobber a newer leader. A
+    leader of an *earlier* version is a late write over ours: it is put right on the way.
+    """
+    seen, sector = yield from read_leader(lease, member.timing.io_timeout)
+    if seen != ours and seen.lver >= ours.lver:
+        if seen.write_id != member.host_id:
+            return False
+        raise ReleaseOwner(resource=lease.name, owner_host=seen.owner_id, timestamp=seen.timestamp)
+    free = ours.changed(
+        timestamp=0,
+        flags=ours.flags & ~SHORT_HOLD,
+        write_id=member.host_id,
+        write_generation=member.generation,
+        write_timestamp=int((yield from now())),
+        resource_name=ours.resource_name if new_name is None else replace_name(ours.resource_name, new_name),
+    )
+    yield from write_leader(lease, free, sector, member.timing.io_timeout)
+    return True

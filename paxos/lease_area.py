@@ -94,6 +94,13 @@ class Scene:
             and (block.inp, block.inp2) == (self.leader.owner_id, self.leader.owner_generation)
         )
 
+    def owner_went_on(self) -> bool:
+        """Whether the leader's owner itself began a later version: so it does not hold the leader's any more.
+
+        A ballot's first phase takes RELEASED away, and says this instead.
+        """
+        return self.blocks.get(self.leader.owner_id, EMPTY_BLOCK).lver > self.leader.lver
+
     @property
     def short_hold(self) -> bool:
         return bool(self.leader.flags & SHORT_HOLD)

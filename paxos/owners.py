@@ -20,12 +20,13 @@ class Owner:
 def owners(scene: Scene) -> list[Owner]:
     """The exclusive owner if there is one, then the shared holders by host id.
 
-    Better than the reference: an owner whose own block says that it released this version is none. Under contention
-    a competitor's copy of the leader often lands after that.
+    Better than the reference: an owner whose own block says that it released this version, or went on to a later one,
+    is none. Under contention a competitor's copy of the leader often lands after that.
     """
     leader = scene.leader
     found = []
-    exclusive = not leader.free and leader.owner_id != 0 and not scene.released_by_owner()
+    given_up = scene.released_by_owner() or scene.owner_went_on()
+    exclusive = not leader.free and leader.owner_id != 0 and not given_up
     if exclusive:
         found.append(Owner(leader.owner_id, leader.owner_generation, leader.timestamp, shared=False))
     for host_id, block in sorted(scene.blocks.items()):

@@ -3,7 +3,7 @@
 A ballot for the next version may begin only when nobody can be holding the present one. Normally one host is in
 question, the leader record's owner; it is out of it when it
 
-    released      the leader's timestamp is 0, or its own block says RELEASED for this very version
+    released      the leader's timestamp is 0, or its own block says RELEASED for this very version, or a later one
     left          its host id is free, or was taken again (which itself took `host_dead`)
     died          its delta lease has not changed for more than `host_dead`
 
@@ -37,11 +37,9 @@ class Claim:
 def claims(scene: Scene, member: Member) -> list[Claim]:
     """The hosts whose end must be proven before the next version may be decided; empty: nobody's.
 
-    Where a later version than the leader's was begun and a value accepted, or even decided, its beginners have
-    proven the end of this one, and a ballot will only finish what they began.
+    The leader's owner is in question even where a block shows a later version begun, which no host begins before it
+    has that proof itself: a single block may lie there by a write that went astray.
     """
-    if scene.leader_behind:
-        return []
     return list(_of_leader(scene, member)) + list(_of_blocks(scene, member))
 
 
@@ -51,7 +49,8 @@ def _of_leader(scene: Scene, member: Member) -> Iterator[Claim]:
         return
     if not 1 <= leader.owner_id <= member.area.geometry.max_hosts:
         raise BadRecord(place=scene.lease.place, record=f"resource lease (owned by host {leader.owner_id})")
-    yield Claim(leader.owner_id, leader.owner_generation)
+    if not scene.owner_went_on():
+        yield Claim(leader.owner_id, leader.owner_generation)
 
 
 def _of_blocks(scene: Scene, member: Member) -> Iterator[Claim]:
@@ -64,7 +63,7 @@ def _of_blocks(scene: Scene, member: Member) -> Iterator[Claim]:
     """
     leader = scene.leader
     value = scene.accepted_at(leader.lver)
-    if value is None or scene.top_lver > leader.lver:
+    if value is None:
         return
     host_id, generation, _ = value
     if (host_id, generation) == (leader.owner_id, leader.owner_generation) or scene.released_by_owner():

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from paxos.election import MAX_BACK_OFF, Want, Won, own_leader
+from paxos.election import MAX_BACK_OFF, Want, Won, free_leader, own_leader
 from paxos.errors import (
     AlreadyHeld,
     BallotReadFailed,
@@ -43,11 +43,10 @@ from paxos.lease_area import (
     read_block,
     read_leader,
     write_block,
-    write_leader,
 )
 from paxos.liveness import Member
-from paxos.records import RELEASED, SHARED, SHORT_HOLD, Block, Leader, replace_name
-from paxos.steps import Steps, now, read, sleep, write
+from paxos.records import RELEASED, SHARED, Block, Leader
+from paxos.steps import Steps, read, sleep, write
 
 __all__ = [
     "EXCLUSIVE",
@@ -254,29 +253,6 @@ def _stay_shared(member: Member, won: Won) -> Steps[None]:
     if not (yield from free_leader(member, won.lease, won.leader)):
         block = won.chosen.block.changed(flags=RELEASED)
         yield from write_block(won.lease, member.host_id, block, won.chosen.sector, member.timing.io_timeout)
-
-
-def free_leader(member: Member, lease: LeaseArea, ours: Leader, new_name: bytes | None = None) -> Steps[bool]:
-    """Set the leader free if it is as we wrote it (ondisk.md 5.5 steps 3 and 4); returns whether it did.
-
-    Where another host wrote it, our block's RELEASED flag is enough, and a write could clobber a newer leader. A
-    leader of an *earlier* version is a late write over ours: it is put right on the way.
-    """
-    seen, sector = yield from read_leader(lease, member.timing.io_timeout)
-    if seen != ours and seen.lver >= ours.lver:
-        if seen.write_id != member.host_id:
-            return False
-        raise ReleaseOwner(resource=lease.name, owner_host=seen.owner_id, timestamp=seen.timestamp)
-    free = ours.changed(
-        timestamp=0,
-        flags=ours.flags & ~SHORT_HOLD,
-        write_id=member.host_id,
-        write_generation=member.generation,
-        write_timestamp=int((yield from now())),
-        resource_name=ours.resource_name if new_name is None else replace_name(ours.resource_name, new_name),
-    )
-    yield from write_leader(lease, free, sector, member.timing.io_timeout)
-    return True
 
 
 # -------------------------------------------------------------------------------------------- the value block
