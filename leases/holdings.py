@@ -147,6 +147,10 @@ class Holdings:
         with self._lock:
             return list(self._grips.values())
 
+    def in_motion(self) -> bool:
+        """Whether an operation is under way, or what one left open is not settled: own writes may still come."""
+        return any(grip.phase is not Phase.HELD for grip in self.grips())
+
     def unsettled(self) -> list[Grip]:
         return [grip for grip in self.grips() if grip.phase is Phase.UNSETTLED]
 

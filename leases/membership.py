@@ -163,7 +163,7 @@ class Membership:
             if self._renewal.aborted:
                 raise Aborted(reason="joining was given up")
         except LeaseholdError:
-            self.connection.disarm()
+            self._disarm()
             yield from host_lease.release(lease, self.timing)
             raise
         self.generation = lease.generation
@@ -204,6 +204,8 @@ class Membership:
             raise InvalidUse(reason="a lockspace can't be used by a child of the process that joined it")
         member = self.member
         self.vitals.check_late(boot_time())
+        if self.vitals.failure is not None:
+            self.wake_guard()
         if self.vitals.failure is not None or self.closing.reason is not None:
             raise NotJoined(lockspace=self.name, cause=self.vitals.failure or self.closing.reason)
         return member
@@ -256,7 +258,7 @@ class Membership:
     def _stop_threads(self) -> None:
         patience = _PATIENCE * self.timing.io_timeout
         give_up_at = boot_time() + patience
-        while self.holdings.unsettled() and boot_time() < give_up_at:
+        while self.holdings.in_motion() and boot_time() < give_up_at:
             time.sleep(0.02)
         self.attendant.stop(patience)
         self.wake_guard()
@@ -268,7 +270,7 @@ class Membership:
         lease = self._host_lease
         assert lease is not None and self._renewal is not None
         well = self.vitals.failure is None and self.vitals.trouble is None and lease.certain
-        if well and not self._renewal.is_alive() and not self.holdings.unsettled():
+        if well and not self._renewal.is_alive() and not self.holdings.in_motion():
             with suppress(DiskError):
                 self.engines.run(host_lease.release(lease, self.timing))
 

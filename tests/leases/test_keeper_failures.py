@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,6 +228,36 @@ def test_what_a_short_hang_left_open_is_settled_when_the_disk_is_back(
     wait_for(lambda: any(isinstance(event, events.Settled) for event in told), "that it is settled")
     lockspace.acquire("r0", wait=SOON).release()
     assert lockspace.failure is None and volume.lease("r0").mode == "free"
+
+
+@pytest.mark.storage
+def test_leaving_waits_for_what_is_under_way(faulty: tuple[FaultyDisk, Volume], join: Joiner) -> None:
+    disk, volume = faulty
+    lockspace = join(volume, 1)
+    lease = lockspace.acquire("r0")
+    disk.hang()
+    threading.Timer(0.5, disk.resume).start()
+    thread = threading.Thread(target=lease.release)
+    thread.start()
+    wait_for(lockspace.membership.holdings.in_motion, "the release to begin")
+    lockspace.leave(force=True)
+    thread.join()
+    assert volume.lease("r0").mode == "free" and volume.hosts()[0].state is HostState.FREE
+
+
+@pytest.mark.storage
+def test_while_a_write_of_ours_may_still_land_the_host_id_is_not_given_back(
+    faulty: tuple[FaultyDisk, Volume], join: Joiner
+) -> None:
+    disk, volume = faulty
+    lockspace = join(volume, 1)
+    lease = lockspace.acquire("r0")
+    disk.hang()
+    with pytest.raises(DiskError):
+        lease.release()
+    lockspace.leave()
+    disk.resume()
+    assert lockspace.failure is None and volume.hosts()[0].state is not HostState.FREE
 
 
 @pytest.mark.storage
