@@ -419,7 +419,7 @@ def test_half_a_message_survives_a_restart(held: tuple[Daemon, Guest]) -> None:
 def test_a_daemon_without_locks_leaves_nobody_behind(machine: Machine) -> None:
     daemon = machine.start_virtlockd(OURS)
     assert daemon.terminate() == 0
-    assert not list(machine._left_over())
+    assert not list(machine.left_over())
     daemon.restart()
 
 

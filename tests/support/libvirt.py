@@ -11,7 +11,10 @@ The machine is a process that holds the namespace; everything else is started in
 
 from __future__ import annotations
 
+import ast
+import atexit
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -24,7 +27,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+from uuid import NAMESPACE_DNS, uuid5
 
 import pytest
 
@@ -35,7 +39,17 @@ ROOT = Path(__file__).resolve().parents[2]
 REAL, OURS = "real", "ours"
 VIRTLOCKD_SOCKET = "/run/libvirt/virtlockd-sock"
 
-_OWN_DIRECTORIES = ("/run", "/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt", "/srv")
+_OWN_DIRECTORIES = ("/run", "/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/srv")
+#: what libvirtd finds out about QEMU, once for all machines of this test run
+_CACHE = "/var/cache/libvirt"
+
+
+@functools.cache
+def _kept() -> Path:
+    """A directory that lasts for this test run."""
+    kept = Path(tempfile.mkdtemp(prefix="leasehold-libvirt-", dir="/var/tmp"))
+    atexit.register(shutil.rmtree, kept, ignore_errors=True)
+    return kept
 
 
 def until(true: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
@@ -102,12 +116,11 @@ class Machine:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._stack = ExitStack()
-        #: everything that was started in the machine bears this in its environment
-        self.mark = f"LEASEHOLD_TEST_MACHINE={directory}"
 
     def __enter__(self) -> Self:
         mounts = [f"mount -t tmpfs none {place}" for place in _OWN_DIRECTORIES]
-        made = [f"mkdir -p {place}" for place in _OWN_DIRECTORIES]
+        mounts.append(f"mount --bind {_kept()} {_CACHE}")
+        made = [f"mkdir -p {place}" for place in (*_OWN_DIRECTORIES, _CACHE)]
         inside = "mkdir -p /run/libvirt /var/lib/libvirt/images /var/lib/libvirt/lockd/files /srv/lockd"
         script = " && ".join([*made, *mounts, inside, "echo ready", "exec sleep infinity"])
         self._holder = subprocess.Popen(
@@ -122,22 +135,23 @@ class Machine:
     ) -> None:
         self._stack.close()
         for _ in range(50):
-            left = list(self._left_over())
+            left = list(self.left_over())
             if not left:
                 break
-            for pid in left:
+            for pid in left:  # of our own namespace: started by us, or by what we started
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
         self._holder.kill()
         self._holder.wait()
 
-    def _left_over(self) -> Iterator[int]:
-        """Processes that were started in the machine: guests, holders of locks."""
+    def left_over(self) -> Iterator[int]:
+        """Processes that run in the machine: daemons, guests, holders of locks."""
+        ours = os.stat(f"/proc/{self._holder.pid}/ns/mnt").st_ino
         for name in os.listdir("/proc"):
-            if name.isdigit():
-                with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as environment:
-                    if self.mark.encode() in environment.read().split(b"\0"):
+            if name.isdigit() and int(name) != self._holder.pid:
+                with contextlib.suppress(OSError):
+                    if os.stat(f"/proc/{name}/ns/mnt").st_ino == ours:
                         yield int(name)
 
     def path(self, inside: str | Path) -> Path:
@@ -146,8 +160,7 @@ class Machine:
 
     def popen(self, argv: Sequence[str], **how: object) -> subprocess.Popen[bytes]:
         """Start a program in the machine; it has the pid that is returned, and ends with the machine."""
-        key, _, value = self.mark.partition("=")
-        environment = {**os.environ, key: value, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         enter = ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", f"--wd={self.directory}", "--"]
         process = subprocess.Popen([*enter, *argv], env=environment, **how)  # type: ignore[call-overload]
         self._stack.callback(_end, process)
@@ -174,6 +187,188 @@ class Machine:
             argv = [sys.executable, "-m", "leases.cli.main", "virtlockd"]
             argv += ["--socket", socket_path, *options]
         return Daemon(self, f"virtlockd-{which}", argv, socket_path)
+
+    def start_libvirtd(self, lock_manager: str, **plugin_settings: object) -> Libvirtd:
+        """libvirtd with its QEMU driver, and this lock manager with these settings (qemu-LOCK_MANAGER.conf)."""
+        return Libvirtd(self, lock_manager, plugin_settings)
+
+
+#: without systemd, control groups or security modules
+_QEMU_CONF = """
+user = "root"
+group = "root"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+seccomp_sandbox = 0
+stdio_handler = "file"
+"""
+
+#: QEMU without locks of its own, so that the lock manager decides alone
+EMULATOR = f"{_CACHE}/qemu-without-locks"
+_EMULATOR = r"""#!/bin/bash
+arguments=()
+for word in "$@"; do
+    arguments+=("${word//\"driver\":\"file\",/\"driver\":\"file\",\"locking\":\"off\",}")
+done
+exec /usr/bin/qemu-system-x86_64 "${arguments[@]}"
+"""
+
+#: runs under the distribution's Python, for which its libvirt module is built: (method, arguments) in, results out
+_CLIENT = """
+import ast, libvirt, sys
+libvirt.registerErrorHandler(lambda *_: None, None)
+connection = libvirt.open("qemu:///system")
+print("ready", flush=True)
+for line in sys.stdin:
+    name, method, arguments = ast.literal_eval(line)
+    try:
+        target = connection if name is None else connection.lookupByName(name)
+        result = getattr(target, method)(*arguments)
+        answer = ("result", result if isinstance(result, (str, int, list, type(None))) else str(type(result)))
+    except libvirt.libvirtError as error:
+        answer = ("error", error.get_error_code(), error.get_error_domain(), error.get_error_message())
+    print(repr(answer), flush=True)
+"""
+
+
+class LibvirtError(AssertionError):
+    """What libvirt answered: its error number, the part of it that failed, the message."""
+
+    def __init__(self, code: int, domain: int, message: str) -> None:
+        super().__init__(f"{message} (code {code}, domain {domain})")
+        self.code, self.domain, self.message = code, domain, message
+
+
+class Libvirtd:
+    """A running libvirtd and a connection to it. `guest` makes guests."""
+
+    RUNNING, PAUSED, SHUT_OFF = 1, 3, 5
+
+    def __init__(self, machine: Machine, lock_manager: str, plugin_settings: dict[str, object]) -> None:
+        self.machine = machine
+        manager = f'lock_manager = "{lock_manager}"\n' if lock_manager else ""
+        self._write("/etc/libvirt/qemu.conf", _QEMU_CONF + manager)
+        self._write("/etc/libvirt/libvirtd.conf", 'auth_unix_rw = "none"\nlog_level = 2\n')
+        if plugin_settings:
+            lines = [f"{key} = {_conf_value(value)}\n" for key, value in plugin_settings.items()]
+            self._write(f"/etc/libvirt/qemu-{lock_manager}.conf", "".join(lines))
+        emulator = machine.path(EMULATOR)
+        if not emulator.exists():
+            emulator.write_text(_EMULATOR)
+            emulator.chmod(0o755)
+        argv = ["/usr/sbin/libvirtd", "-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirtd.pid"]
+        self.daemon = Daemon(machine, "libvirtd", argv, "/run/libvirt/libvirt-sock")
+        self._client = self._connect()
+
+    def _connect(self) -> subprocess.Popen[str]:
+        client = self.machine.popen(
+            ["/usr/bin/python3", "-c", _CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert client.stdout is not None
+        assert client.stdout.readline() == "ready\n", self.daemon.log()
+        return client  # type: ignore[return-value]
+
+    def restart(self) -> None:
+        """Stop libvirtd alone, and start it again."""
+        self._client.kill()
+        self.daemon.terminate()
+        self.daemon.restart()
+        self._client = self._connect()
+
+    def _write(self, inside: str, text: str) -> None:
+        self.machine.path(inside).write_text(text)
+
+    def call(self, name: str | None, method: str, *arguments: object) -> Any:
+        """Call a method of the guest called `name`, or of the connection. Raises LibvirtError."""
+        assert self._client.stdin is not None and self._client.stdout is not None
+        self._client.stdin.write(repr((name, method, arguments)) + "\n")
+        self._client.stdin.flush()
+        kind, *answer = ast.literal_eval(self._client.stdout.readline())
+        if kind == "error":
+            raise LibvirtError(*answer)
+        return answer[0]
+
+    def guest(
+        self,
+        name: str,
+        *disks: str,
+        leases: str = "",
+        how: str = "",
+        on_lockfailure: str = "",
+        emulator: str = EMULATOR,
+    ) -> LibvirtGuest:
+        """A guest on these images, not started. `how`: more XML for each disk, e.g. <shareable/>."""
+        return LibvirtGuest(self, name, disks, leases, how, on_lockfailure, emulator)
+
+
+def _conf_value(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(int(value))  # type: ignore[call-overload]
+
+
+def disk_xml(path: str, target: str, how: str = "") -> str:
+    return f"""<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{path}'/>
+        <target dev='{target}' bus='virtio'/>{how}</disk>"""
+
+
+def lease_xml(lockspace: str, key: str, path: str, offset: int = 0) -> str:
+    return f"""<lease><lockspace>{lockspace}</lockspace><key>{key}</key>
+        <target path='{path}' offset='{offset}'/></lease>"""
+
+
+class LibvirtGuest:
+    """A guest without an operating system: it runs the firmware."""
+
+    def __init__(
+        self, libvirtd: Libvirtd, name: str, disks: Sequence[str], leases: str, how: str, failure: str, emulator: str
+    ) -> None:
+        self.libvirtd = libvirtd
+        self.name = name
+        self.uuid = str(uuid5(NAMESPACE_DNS, name))
+        on_failure = f"<on_lockfailure>{failure}</on_lockfailure>" if failure else ""
+        devices = "".join(disk_xml(path, f"vd{'abcdef'[number]}", how) for number, path in enumerate(disks))
+        self.xml = f"""<domain type='qemu'><name>{name}</name><uuid>{self.uuid}</uuid>
+            <memory unit='MiB'>32</memory><vcpu>1</vcpu>
+            <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features>{on_failure}
+            <devices><emulator>{emulator}</emulator>{leases}{devices}
+            <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"""
+
+    def start(self, paused: bool = False) -> None:
+        self.libvirtd.call(None, "createXML", self.xml, 1 if paused else 0)
+
+    def call(self, method: str, *arguments: object) -> Any:
+        return self.libvirtd.call(self.name, method, *arguments)
+
+    def state(self) -> int:
+        """Libvirtd.RUNNING, PAUSED, or SHUT_OFF, which it also is when it does not exist any more."""
+        try:
+            state: int = self.call("state")[0]
+        except LibvirtError as error:
+            if error.code == 42:
+                return Libvirtd.SHUT_OFF
+            raise
+        return state
+
+    def suspend(self) -> None:
+        self.call("suspend")
+
+    def resume(self) -> None:
+        self.call("resume")
+
+    def destroy(self) -> None:
+        self.call("destroy")
+
+    def attach(self, xml: str) -> None:
+        self.call("attachDevice", xml)
+
+    def detach(self, xml: str) -> None:
+        self.call("detachDevice", xml)
+
+    @property
+    def pid(self) -> int:
+        return int(self.libvirtd.machine.path(f"/run/libvirt/qemu/{self.name}.pid").read_text())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
