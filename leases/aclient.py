@@ -22,20 +22,18 @@ from typing import Self, TypeVar
 from leases.client import QUICK_ANSWER, acquire_flags, mode_flags, unless_joined, versioned
 from leases.connection import name_of, socket_path, unreachable
 from leases.daemon import exchange
-from leases.daemon.exchange import (
+from leases.daemon.conversation import Exchange, Receive, Send
+from leases.daemon.exchange import Formatted, Owners, Record, Status, Version
+from leases.daemon.naming import (
     EntryLike,
-    Exchange,
-    Formatted,
     IndexLike,
     LockspaceLike,
     Name,
-    Owners,
-    Receive,
-    Record,
     ResourceLike,
-    Send,
-    Status,
-    Version,
+    as_entry,
+    as_name,
+    as_resource,
+    with_flags,
 )
 from leases.daemon.numbers import (
     ConfigCommand,
@@ -53,9 +51,7 @@ from paxos.geometry import Geometry
 T = TypeVar("T")
 
 
-async def aconnect(
-    run_dir: str | os.PathLike[str] | None = None, *, timeout: float | None = None
-) -> AsyncClient:
+async def aconnect(run_dir: str | os.PathLike[str] | None = None, *, timeout: float | None = None) -> AsyncClient:
     """See leases.client.connect."""
     client = AsyncClient(socket_path(run_dir), timeout)
     await client.version()
@@ -178,9 +174,7 @@ class AsyncClient:
     async def inquire_lockspace(self, lockspace: LockspaceLike, wait: bool = False) -> bool | None:
         return await self._do(exchange.inquire_lockspace(lockspace, wait))
 
-    async def remove_lockspace(
-        self, lockspace: LockspaceLike, wait: bool = True, unused: bool = False
-    ) -> None:
+    async def remove_lockspace(self, lockspace: LockspaceLike, wait: bool = True, unused: bool = False) -> None:
         await self._do(exchange.remove_lockspace(lockspace, wait, unused))
 
     async def lockspaces(self) -> list[Lockspace]:
@@ -258,7 +252,7 @@ class AsyncClient:
     async def request(
         self, resource: ResourceLike, mode: RequestMode = RequestMode.GRACEFUL, lver: int | None = None
     ) -> None:
-        wanted = versioned(exchange.as_resource(resource), lver)
+        wanted = versioned(as_resource(resource), lver)
         await self._do(exchange.request_resource(wanted, mode, next_lver=lver is None))
 
     async def examine_lockspace(self, lockspace: LockspaceLike) -> None:
@@ -290,16 +284,14 @@ class AsyncClient:
         return await self._do(exchange.lookup(index, entry, unless_joined(joined)))
 
     async def create_resource(self, index: IndexLike, name: EntryLike, num_hosts: int = 0) -> IndexEntry:
-        entry = exchange.as_entry(name)
+        entry = as_entry(name)
         made = await self._do(exchange.create_resource(index, entry, num_hosts, num_hosts))
         return IndexEntry(entry.name, made.offset, made.flags)
 
     async def delete_resource(self, index: IndexLike, name: EntryLike) -> None:
         await self._do(exchange.delete_resource(index, name))
 
-    async def update_index(
-        self, index: IndexLike, entry: EntryLike, remove: bool = False, joined: bool = True
-    ) -> None:
+    async def update_index(self, index: IndexLike, entry: EntryLike, remove: bool = False, joined: bool = True) -> None:
         what = IndexFlag.REMOVE if remove else IndexFlag.ADD
         await self._do(exchange.update_index(index, entry, what | unless_joined(joined)))
 
@@ -325,7 +317,7 @@ class AsyncHolder:
         nowait: bool = False,
         owner_name: Name = b"",
     ) -> None:
-        wanted = [exchange.with_flags(resource, mode_flags(shared, persistent)) for resource in resources]
+        wanted = [with_flags(resource, mode_flags(shared, persistent)) for resource in resources]
         flags = acquire_flags(lvb=lvb, orphan=orphan, nowait=nowait)
         await self._run(exchange.acquire(wanted, self._pid, flags, owner_name))
 
@@ -339,11 +331,11 @@ class AsyncHolder:
         await self._run(exchange.rename(old, new, self._pid))
 
     async def release_orphans(self, lockspace: Name, resource: Name = b"") -> int:
-        which = Resource(exchange.as_name(lockspace), exchange.as_name(resource))
+        which = Resource(as_name(lockspace), as_name(resource))
         return await self._run(exchange.release_orphans(which, self._pid))
 
     async def convert(self, resource: ResourceLike, shared: bool = False, nowait: bool = False) -> None:
-        wanted = exchange.with_flags(resource, mode_flags(shared))
+        wanted = with_flags(resource, mode_flags(shared))
         await self._run(exchange.convert(wanted, self._pid, acquire_flags(nowait=nowait)))
 
     async def held(self) -> list[Resource]:

@@ -28,18 +28,18 @@ from typing import Self, TypeVar
 
 from leases.connection import Connection, socket_path
 from leases.daemon import exchange
-from leases.daemon.exchange import (
+from leases.daemon.conversation import Exchange
+from leases.daemon.exchange import Formatted, Owners, Record, Status, Version
+from leases.daemon.naming import (
     EntryLike,
-    Exchange,
-    Formatted,
     IndexLike,
     LockspaceLike,
     Name,
-    Owners,
-    Record,
     ResourceLike,
-    Status,
-    Version,
+    as_entry,
+    as_name,
+    as_resource,
+    with_flags,
 )
 from leases.daemon.numbers import (
     AcquireFlag,
@@ -158,9 +158,7 @@ class Client:
         """The align size in bytes that goes with the sector size of `path`."""
         return self._do(exchange.align(path))
 
-    def write_lockspace(
-        self, lockspace: LockspaceLike, geometry: Geometry | None = None, io_timeout: int = 0
-    ) -> None:
+    def write_lockspace(self, lockspace: LockspaceLike, geometry: Geometry | None = None, io_timeout: int = 0) -> None:
         """Format. Without `geometry` the device's sector size decides."""
         self._do(exchange.write_lockspace(lockspace, geometry, io_timeout))
 
@@ -198,9 +196,7 @@ class Client:
         return Process(self, pid)
 
     @contextlib.contextmanager
-    def lease(
-        self, *resources: ResourceLike, shared: bool = False, nowait: bool = False
-    ) -> Iterator[Registration]:
+    def lease(self, *resources: ResourceLike, shared: bool = False, nowait: bool = False) -> Iterator[Registration]:
         """Hold leases within a with block. See `Holder.acquire`."""
         with self.register() as registration:
             registration.acquire(*resources, shared=shared, nowait=nowait)
@@ -224,7 +220,7 @@ class Client:
 
         `lver` is the version wanted, by default the one after the current. Raises RequestOld and others.
         """
-        wanted = versioned(exchange.as_resource(resource), lver)
+        wanted = versioned(as_resource(resource), lver)
         self._do(exchange.request_resource(wanted, mode, next_lver=lver is None))
 
     def examine_lockspace(self, lockspace: LockspaceLike) -> None:
@@ -258,16 +254,14 @@ class Client:
 
     def create_resource(self, index: IndexLike, name: EntryLike, num_hosts: int = 0) -> IndexEntry:
         """Write a lease in the first free place of the index, and return where."""
-        entry = exchange.as_entry(name)
+        entry = as_entry(name)
         made = self._do(exchange.create_resource(index, entry, num_hosts, num_hosts))
         return IndexEntry(entry.name, made.offset, made.flags)
 
     def delete_resource(self, index: IndexLike, name: EntryLike) -> None:
         self._do(exchange.delete_resource(index, name))
 
-    def update_index(
-        self, index: IndexLike, entry: EntryLike, remove: bool = False, joined: bool = True
-    ) -> None:
+    def update_index(self, index: IndexLike, entry: EntryLike, remove: bool = False, joined: bool = True) -> None:
         """Add an entry, or remove it; no lease is written."""
         what = IndexFlag.REMOVE if remove else IndexFlag.ADD
         self._do(exchange.update_index(index, entry, what | unless_joined(joined)))
@@ -326,7 +320,7 @@ class Holder:
         Raises LeaseHeld, LeaseOwned, SharedRetries, TryAgain, NotJoined, AlreadyHeld, LverMismatch,
         OrphanExists, CannotOpen, and BadRecord's classes.
         """
-        wanted = [exchange.with_flags(resource, mode_flags(shared, persistent)) for resource in resources]
+        wanted = [with_flags(resource, mode_flags(shared, persistent)) for resource in resources]
         flags = acquire_flags(lvb=lvb, orphan=orphan, nowait=nowait)
         self._run(exchange.acquire(wanted, self._pid, flags, owner_name))
 
@@ -343,7 +337,7 @@ class Holder:
 
     def release_orphans(self, lockspace: Name, resource: Name = b"") -> int:
         """Have orphans of any process released: all of a lockspace, or one. Returns how many there were."""
-        which = Resource(exchange.as_name(lockspace), exchange.as_name(resource))
+        which = Resource(as_name(lockspace), as_name(resource))
         return self._run(exchange.release_orphans(which, self._pid))
 
     def convert(self, resource: ResourceLike, shared: bool = False, nowait: bool = False) -> None:
@@ -351,7 +345,7 @@ class Holder:
 
         Raises SharedHolders, ModeUnchanged, NotHeld.
         """
-        wanted = exchange.with_flags(resource, mode_flags(shared))
+        wanted = with_flags(resource, mode_flags(shared))
         self._run(exchange.convert(wanted, self._pid, acquire_flags(nowait=nowait)))
 
     def held(self) -> list[Resource]:

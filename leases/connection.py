@@ -11,7 +11,7 @@ import time
 from types import TracebackType
 from typing import Self, TypeVar
 
-from leases.daemon.exchange import Exchange, Receive, Send
+from leases.daemon.conversation import Exchange, Receive, Send
 from leases.daemon.numbers import DEFAULT_RUN_DIR, RUN_DIR_VARIABLE, SOCKET_NAME
 from leases.daemon.results import DaemonGone, DaemonSilent, DaemonUnreachable
 

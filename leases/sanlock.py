@@ -16,22 +16,22 @@ it, down to integers that wrap. On purpose different, because the original's way
 from __future__ import annotations
 
 import errno
-import operator
 import os
 import socket
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, SupportsIndex, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
+from leases import c_arguments
+from leases.c_arguments import Disks, Path
 from leases.connection import Connection, socket_path
 from leases.daemon import exchange
-from leases.daemon.exchange import Exchange, Send
+from leases.daemon.conversation import Exchange, Send
 from leases.daemon.numbers import (
     KILLPATH_FIELD,
     MAX_DISKS,
     MAX_LVB,
-    NAME_LENGTH,
     PATH_LENGTH,
     AcquireFlag,
     Command,
@@ -68,8 +68,6 @@ SECTOR_SIZE = tuple(SECTOR_FLAGS)
 ALIGN_SIZE = tuple(ALIGN_FLAGS)
 
 T = TypeVar("T")
-Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-Disks = list[tuple[Path, int]]
 
 _UNKNOWN = "Unknown error"
 #: results that the original has no text for
@@ -183,92 +181,12 @@ def _socket_of(fd: int) -> socket.socket:
 # ------------------------------------------------------------------------------------------------- arguments
 
 
-def _name(value: bytes) -> bytes:
-    if not isinstance(value, bytes):
-        raise TypeError(f"Argument type is not bytes: {value!r}")
-    return value.split(b"\0", 1)[0][:NAME_LENGTH]
-
-
-def _path(value: Path) -> bytes:
-    raw = os.fsencode(value)
-    if 0 in raw:
-        raise ValueError("embedded null byte")
-    return raw
-
-
 def _lockspace_path(value: Path, missing: str) -> str:
     """`missing` is the message of the error, which is that of a device that does not exist."""
-    raw = _path(value)
+    raw = c_arguments.path(value)
     if len(raw) >= PATH_LENGTH:
         raise _exception(-errno.ENODEV, missing)
-    return _text(raw)
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else type(value).__name__
-
-
-def _u64(value: int, position: int) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"argument {position} must be int, not {_kind(value)}")
-    return value & 0xFFFFFFFFFFFFFFFF
-
-
-def _u32(value: SupportsIndex) -> int:
-    return operator.index(value) & 0xFFFFFFFF
-
-
-def _i32(value: SupportsIndex) -> int:
-    number = _long(value)
-    if not -(1 << 31) <= number < 1 << 31:
-        way = "greater than maximum" if number > 0 else "less than minimum"
-        raise OverflowError(f"signed integer is {way}")
-    return number
-
-
-def _long(value: SupportsIndex) -> int:
-    number = operator.index(value)
-    if not -(1 << 63) <= number < 1 << 63:
-        raise OverflowError("Python int too large to convert to C long")
-    return number
-
-
-def _size_flags(align: int, sector: int) -> int:
-    if align not in ALIGN_FLAGS:
-        raise ValueError(f"Invalid align value: {align}")
-    if sector not in SECTOR_FLAGS:
-        raise ValueError(f"Invalid sector value: {sector}")
-    return ALIGN_FLAGS[align] | SECTOR_FLAGS[sector]
-
-
-def _disk_list(value: Disks, position: int) -> Disks:
-    if not isinstance(value, list):
-        raise TypeError(f"argument {position} must be list, not {_kind(value)}")
-    return value
-
-
-def _disk_path(raw: bytes) -> str:
-    if len(raw) >= PATH_LENGTH:
-        raise ValueError(f"Path is too long: {raw!r}")
-    return _text(raw)
-
-
-def _disks(value: Disks) -> tuple[Disk, ...]:
-    return tuple(_disk(item) for item in value)
-
-
-def _disk(item: Any) -> Disk:
-    if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[1], int):
-        raise ValueError(f"Invalid disk {item!r}")
-    try:
-        path = _path(item[0])
-    except (TypeError, ValueError):
-        raise ValueError(f"Invalid disk {item!r}") from None
-    return Disk(_disk_path(path), item[1] & 0xFFFFFFFFFFFFFFFF)
+    return c_arguments.text(raw)
 
 
 def _version(value: Any) -> int:
@@ -291,7 +209,7 @@ def get_alignment(path: Path) -> int:
     """The align size in bytes that goes with the sector size of `path`. Asks no daemon."""
     message = "Unable to get device alignment"
     with _told(message):
-        fd = os.open(_path(path), os.O_RDWR | os.O_DIRECT | os.O_SYNC | os.O_CLOEXEC)
+        fd = os.open(c_arguments.path(path), os.O_RDWR | os.O_DIRECT | os.O_SYNC | os.O_CLOEXEC)
         try:
             return DEFAULT_ALIGN[_sector_size(fd)]
         except KeyError:
@@ -321,9 +239,14 @@ def write_lockspace(
 ) -> None:
     """Format a lockspace. `iotimeout` in seconds, 0 for the daemon's default."""
     message = "Sanlock lockspace write failure"
-    name, raw_path, offset = _name(lockspace), _path(path), _u64(offset, 3)
-    max_hosts, iotimeout, align, sector = _i32(max_hosts), _u32(iotimeout), _long(align), _i32(sector)
-    flags = _size_flags(align, sector)
+    name, raw_path, offset = c_arguments.name(lockspace), c_arguments.path(path), c_arguments.u64(offset, 3)
+    max_hosts, iotimeout, align, sector = (
+        c_arguments.i32(max_hosts),
+        c_arguments.u32(iotimeout),
+        c_arguments.long(align),
+        c_arguments.i32(sector),
+    )
+    flags = c_arguments.size_flags(align, sector)
     disk = Disk(_lockspace_path(raw_path, message), offset)
     _check_writable([disk], message)
     _ask(
@@ -335,8 +258,13 @@ def write_lockspace(
 def read_lockspace(path: Path, offset: int = 0, align: int = 1048576, sector: int = 512) -> dict[str, bytes | int]:
     """{lockspace: name, iotimeout: seconds} of a formatted lockspace."""
     message = "Sanlock lockspace read failure"
-    raw_path, offset, align, sector = _path(path), _u64(offset, 2), _long(align), _i32(sector)
-    flags = _size_flags(align, sector)
+    raw_path, offset, align, sector = (
+        c_arguments.path(path),
+        c_arguments.u64(offset, 2),
+        c_arguments.long(align),
+        c_arguments.i32(sector),
+    )
+    flags = c_arguments.size_flags(align, sector)
     disk = Disk(_lockspace_path(raw_path, message), offset)
     _check_writable([disk], message)
     found = _ask(message, exchange.read_lockspace(Lockspace(b"", 0, disk, flags)))
@@ -355,11 +283,11 @@ def write_resource(
 ) -> None:
     """Format a lease, or with `clear` wipe it. The daemon takes its number of hosts from `max_hosts`."""
     message = "Sanlock resource write failure"
-    names, listed = (_name(lockspace), _name(resource)), _disk_list(disks, 3)
-    max_hosts, num_hosts, wipe = _i32(max_hosts), _i32(num_hosts), _i32(clear)
-    align, sector = _long(align), _i32(sector)
-    flags = _size_flags(align, sector)
-    places = _disks(listed)
+    names, listed = (c_arguments.name(lockspace), c_arguments.name(resource)), c_arguments.list_at(disks, 3)
+    max_hosts, num_hosts, wipe = c_arguments.i32(max_hosts), c_arguments.i32(num_hosts), c_arguments.i32(clear)
+    align, sector = c_arguments.long(align), c_arguments.i32(sector)
+    flags = c_arguments.size_flags(align, sector)
+    places = c_arguments.disks(listed)
     _check_writable(places, message)
     wanted = Resource(*names, places, flags)
     _ask(message, exchange.write_resource(wanted, None, num_hosts, max_hosts, bool(wipe)))
@@ -368,9 +296,14 @@ def write_resource(
 def read_resource(path: Path, offset: int = 0, align: int = 1048576, sector: int = 512) -> dict[str, bytes | int]:
     """{lockspace, resource, version} of a formatted lease."""
     message = "Sanlock resource read failure"
-    raw_path, offset, align, sector = _path(path), _u64(offset, 2), _long(align), _i32(sector)
-    flags = _size_flags(align, sector)
-    disk = Disk(_disk_path(raw_path), offset)
+    raw_path, offset, align, sector = (
+        c_arguments.path(path),
+        c_arguments.u64(offset, 2),
+        c_arguments.long(align),
+        c_arguments.i32(sector),
+    )
+    flags = c_arguments.size_flags(align, sector)
+    disk = Disk(c_arguments.disk_path(raw_path), offset)
     _check_writable([disk], message)
     found = _ask(message, exchange.read_resource(Resource(b"", b"", (disk,), flags)))
     return {"lockspace": found.lockspace, "resource": found.name, "version": found.lver}
@@ -381,10 +314,10 @@ def read_resource_owners(
 ) -> list[HostDict]:
     """Who holds a lease by what is on the disk; io_timeout and flags are 0."""
     message = "Unable to read resource owners"
-    names, listed = (_name(lockspace), _name(resource)), _disk_list(disks, 3)
-    align, sector = _long(align), _i32(sector)
-    flags = _size_flags(align, sector)
-    places = _disks(listed)
+    names, listed = (c_arguments.name(lockspace), c_arguments.name(resource)), c_arguments.list_at(disks, 3)
+    align, sector = c_arguments.long(align), c_arguments.i32(sector)
+    flags = c_arguments.size_flags(align, sector)
+    places = c_arguments.disks(listed)
     _check_writable(places, message)
     found = _ask(message, exchange.resource_owners(Resource(*names, places, flags)))
     return [_host(host) for host in found.hosts]
@@ -408,14 +341,18 @@ def add_lockspace(
 ) -> None:
     """Join a lockspace; without `wait`, `inq_lockspace` tells how it goes."""
     message = "Sanlock lockspace add failure"
-    asked, iotimeout, waits = _asked(lockspace, host_id, path, offset, message), _u32(iotimeout), _i32(wait)
+    asked, iotimeout, waits = (
+        _asked(lockspace, host_id, path, offset, message),
+        c_arguments.u32(iotimeout),
+        c_arguments.i32(wait),
+    )
     _ask(message, exchange.add_lockspace(asked, iotimeout, bool(waits)))
 
 
 def inq_lockspace(lockspace: bytes, host_id: int, path: Path, offset: int = 0, wait: bool = False) -> bool | None:
     """True: joined. False: not. None: on its way in or out."""
     message = "Sanlock lockspace inquire failure"
-    asked, waits = _asked(lockspace, host_id, path, offset, message), _i32(wait)
+    asked, waits = _asked(lockspace, host_id, path, offset, message), c_arguments.i32(wait)
     return _ask(message, exchange.inquire_lockspace(asked, bool(waits)))
 
 
@@ -429,12 +366,21 @@ def rem_lockspace(
 ) -> None:
     """Leave a lockspace; its users are killed, or with `unused` it is refused if there are any."""
     message = "Sanlock lockspace remove failure"
-    asked, waits, spares = _asked(lockspace, host_id, path, offset, message), _i32(wait), _i32(unused)
+    asked, waits, spares = (
+        _asked(lockspace, host_id, path, offset, message),
+        c_arguments.i32(wait),
+        c_arguments.i32(unused),
+    )
     _ask(message, exchange.remove_lockspace(asked, bool(waits), bool(spares)))
 
 
 def _asked(lockspace: bytes, host_id: int, path: Path, offset: int, message: str) -> Lockspace:
-    name, host_id, raw_path, offset = _name(lockspace), _u64(host_id, 2), _path(path), _u64(offset, 4)
+    name, host_id, raw_path, offset = (
+        c_arguments.name(lockspace),
+        c_arguments.u64(host_id, 2),
+        c_arguments.path(path),
+        c_arguments.u64(offset, 4),
+    )
     return Lockspace(name, host_id, Disk(_lockspace_path(raw_path, message), offset))
 
 
@@ -454,7 +400,7 @@ def get_lockspaces() -> list[LockspaceDict]:
 
 def get_hosts(lockspace: bytes, host_id: int = 0) -> list[HostDict]:
     """The hosts of a lockspace, or one of them; flags HOST_LIVE and so on."""
-    name, host_id = _name(lockspace), _u64(host_id, 2)
+    name, host_id = c_arguments.name(lockspace), c_arguments.u64(host_id, 2)
     return [_host(host) for host in _ask("Sanlock get hosts failure", exchange.hosts(name, host_id))]
 
 
@@ -488,11 +434,16 @@ def acquire(
 ) -> None:
     """Acquire a lease for the registered connection `slkfd`, or for the registered process `pid`."""
     message = "Sanlock resource not acquired"
-    names, listed = (_name(lockspace), _name(resource)), _disk_list(disks, 3)
-    slkfd, pid, sharing, with_lvb = _i32(slkfd), _i32(pid), _i32(shared), _i32(lvb)
+    names, listed = (c_arguments.name(lockspace), c_arguments.name(resource)), c_arguments.list_at(disks, 3)
+    slkfd, pid, sharing, with_lvb = (
+        c_arguments.i32(slkfd),
+        c_arguments.i32(pid),
+        c_arguments.i32(shared),
+        c_arguments.i32(lvb),
+    )
     if slkfd == -1 and pid == -1:
         raise SanlockException(errno.EINVAL, "Invalid slkfd and pid values", _UNKNOWN)
-    places = _disks(listed)
+    places = c_arguments.disks(listed)
     flags, lver = RES_SHARED if sharing else 0, 0
     if version is not None:
         flags, lver = flags | RES_LVER, _version(version)
@@ -505,16 +456,16 @@ def acquire(
 
 def release(lockspace: bytes, resource: bytes, disks: Disks, slkfd: int = -1, pid: int = -1) -> None:
     """Release a lease of the registered connection `slkfd`, or of the registered process `pid`."""
-    names, listed = (_name(lockspace), _name(resource)), _disk_list(disks, 3)
-    slkfd, pid = _i32(slkfd), _i32(pid)
-    held = Resource(*names, _disks(listed))
+    names, listed = (c_arguments.name(lockspace), c_arguments.name(resource)), c_arguments.list_at(disks, 3)
+    slkfd, pid = c_arguments.i32(slkfd), c_arguments.i32(pid)
+    held = Resource(*names, c_arguments.disks(listed))
     command = exchange.release([held], _target(slkfd, pid))
     _ask_target(slkfd, pid, "Sanlock resource not released", command)
 
 
 def inquire(slkfd: int = -1, pid: int = -1) -> list[ResourceDict]:
     """The leases of the registered connection `slkfd`, or of the registered process `pid`."""
-    slkfd, pid = _i32(slkfd), _i32(pid)
+    slkfd, pid = c_arguments.i32(slkfd), c_arguments.i32(pid)
     if slkfd == -1 and pid == -1:
         raise _exception(-errno.EINVAL, "Invalid slkfd and pid values")
     state = _ask_target(slkfd, pid, "Inquire error", exchange.inquire_state(_target(slkfd, pid)))
@@ -545,9 +496,9 @@ def request(
     version: int | None = None,
 ) -> None:
     """Ask the host that holds a lease to give it up; `version` None means the one after the current."""
-    names, listed = (_name(lockspace), _name(resource)), _disk_list(disks, 3)
-    action = _i32(action)
-    places = _disks(listed)
+    names, listed = (c_arguments.name(lockspace), c_arguments.name(resource)), c_arguments.list_at(disks, 3)
+    action = c_arguments.i32(action)
+    places = c_arguments.disks(listed)
     flags, lver = 0, 0
     if version is not None:
         flags, lver = RES_LVER, _version(version)
@@ -558,26 +509,25 @@ def request(
 
 def killpath(path: Path, args: list[Path], slkfd: int = -1) -> None:
     """The program that the daemon runs to end this process in recovery."""
-    raw_path = _path(path)
-    if not isinstance(args, list):
-        raise TypeError(f"argument 2 must be list, not {_kind(args)}")
-    slkfd = _i32(slkfd)
+    raw_path = c_arguments.path(path)
+    given = c_arguments.list_at(args, 2)
+    slkfd = c_arguments.i32(slkfd)
     if len(raw_path) >= KILLPATH_FIELD - 1:
         raise SanlockException(errno.EINVAL, "Killpath path argument too long", _UNKNOWN)
     # the original puts a space between two arguments only if there is something before it
-    joined = exchange.escape_arguments([_path(arg) for arg in args]).lstrip(b" ")
+    joined = exchange.escape_arguments([c_arguments.path(arg) for arg in given]).lstrip(b" ")
     if len(joined) >= KILLPATH_FIELD - 1:
         raise SanlockException(errno.EINVAL, "Killpath arguments are too long", _UNKNOWN)
-    _ask_on(slkfd, "Killpath script not configured", exchange.killpath(_text(raw_path), joined))
+    _ask_on(slkfd, "Killpath script not configured", exchange.killpath(c_arguments.text(raw_path), joined))
 
 
 def set_lvb(lockspace: bytes, resource: bytes, disks: Disks, data: bytes) -> None:
     """Set the lock value block of a lease that this host holds with `lvb`."""
     message = "Unable to set lvb"
-    names, listed = (_name(lockspace), _name(resource)), _disk_list(disks, 3)
+    names, listed = (c_arguments.name(lockspace), c_arguments.name(resource)), c_arguments.list_at(disks, 3)
     if not isinstance(data, bytes):
         raise TypeError(f"Argument type is not bytes: {data!r}")
-    held = Resource(*names, _disks(listed))
+    held = Resource(*names, c_arguments.disks(listed))
     if not data:
         raise _exception(-errno.EINVAL, message)
     _ask(message, exchange.set_lvb(held, data))
@@ -585,12 +535,12 @@ def set_lvb(lockspace: bytes, resource: bytes, disks: Disks, data: bytes) -> Non
 
 def get_lvb(lockspace: bytes, resource: bytes, disks: Disks, size: int) -> bytes:
     """The first `size` bytes of the lock value block, zeros beyond its end."""
-    names, listed = (_name(lockspace), _name(resource)), _disk_list(disks, 3)
-    wanted = _u32(size)
+    names, listed = (c_arguments.name(lockspace), c_arguments.name(resource)), c_arguments.list_at(disks, 3)
+    wanted = c_arguments.u32(size)
     if not 0 < wanted <= MAX_LVB:
         signed = wanted - (1 << 32) if wanted & 0x80000000 else wanted
         raise ValueError(f"Invalid size {signed}, must be in range: 0 < size <= {MAX_LVB}")
-    held = Resource(*names, _disks(listed))
+    held = Resource(*names, c_arguments.disks(listed))
     return _ask("Unable to get lvb", exchange.get_lvb(held))[:wanted].ljust(wanted, b"\0")
 
 
@@ -600,7 +550,7 @@ def get_lvb(lockspace: bytes, resource: bytes, disks: Disks, size: int) -> bytes
 def reg_event(lockspace: bytes) -> int:
     """A descriptor that becomes readable when another host sets an event for this one."""
     message = "Unable to register event fd"
-    name = _name(lockspace)
+    name = c_arguments.name(lockspace)
     with _told(message):
         connection = Connection(socket_path())
         try:
@@ -613,7 +563,7 @@ def reg_event(lockspace: bytes) -> int:
 
 def get_event(fd: int) -> list[dict[str, int]]:
     """The events that have come, without waiting."""
-    fd = _i32(fd)
+    fd = c_arguments.i32(fd)
     events: list[dict[str, int]] = []
     with _told("Unable to get events"), _socket_of(fd) as connection:
         size = EventMessage.layout.size
@@ -641,7 +591,7 @@ def _event(message: EventMessage) -> dict[str, int]:
 def end_event(fd: int, lockspace: bytes) -> None:
     """Close an event descriptor and have the daemon forget it."""
     message = "Unable to unregister event fd"
-    fd, name = _i32(fd), _name(lockspace)
+    fd, name = c_arguments.i32(fd), c_arguments.name(lockspace)
     try:
         with _socket_of(fd) as connection:
             connection.sendall(exchange.END_OF_EVENTS)
@@ -653,7 +603,9 @@ def end_event(fd: int, lockspace: bytes) -> None:
 
 def set_event(lockspace: bytes, host_id: int, generation: int, event: int, data: int = 0, flags: int = 0) -> None:
     """Tell a host something with this host's next renewals."""
-    name = _name(lockspace)
-    told = HostEvent(_u64(host_id, 2), _u64(generation, 3), _u64(event, 4), _u64(data, 5))
-    flags = _u32(flags)
+    name = c_arguments.name(lockspace)
+    told = HostEvent(
+        c_arguments.u64(host_id, 2), c_arguments.u64(generation, 3), c_arguments.u64(event, 4), c_arguments.u64(data, 5)
+    )
+    flags = c_arguments.u32(flags)
     _ask("Unable to set event", exchange.set_event(name, told, flags))

@@ -9,7 +9,7 @@ from typing import TypeVar
 from leases.cli.sanlock import Arguments
 from leases.connection import Connection, socket_path
 from leases.daemon import statestring
-from leases.daemon.exchange import Exchange
+from leases.daemon.conversation import Exchange
 from leases.daemon.wire import IndexEntry, Lockspace, Resource
 from paxos.errors import InvalidUse, LeaseholdError
 from paxos.geometry import ALIGN_FLAGS, MIB, SECTOR_FLAGS, Geometry

@@ -1,9 +1,8 @@
 """Each command of the daemon as an exchange: what a client sends, what it must receive, what that means.
 
-An exchange is a generator. It yields Send and Receive and is sent the bytes received; its return value is the
-command's result. It opens nothing and waits for nothing, so one set of exchanges serves the blocking client,
-the async client and the module `leases.sanlock`. Negative results raise the errors of `leases.daemon.results`,
-bytes that are no reply raise BadMessage, and the end of the connection DaemonGone.
+Exchanges (`leases.daemon.conversation`) open nothing and wait for nothing, so one set of them serves the blocking
+client, the async client, the command line and the module `leases.sanlock`. Negative results raise the errors of
+`leases.daemon.results`, bytes that are no reply raise BadMessage, and the end of the connection DaemonGone.
 
 A connection is good for one exchange, unless it has been registered (daemon.md section 3). Where a lockspace,
 a resource or an index is wanted, its text form (`leases.daemon.statestring`) will do; where a name, text will.
@@ -13,13 +12,25 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from leases.daemon import statestring
+from leases.daemon.conversation import Exchange, Receive, Send, array, ask, receive, reply
+from leases.daemon.naming import (
+    EntryLike,
+    IndexLike,
+    LockspaceLike,
+    Name,
+    ResourceLike,
+    as_entry,
+    as_index,
+    as_lockspace,
+    as_name,
+    as_resource,
+    show,
+)
 from leases.daemon.numbers import (
-    MAX_REPLY,
     MAX_RESOURCES,
     OWN_CONNECTION,
     AcquireFlag,
@@ -39,7 +50,7 @@ from leases.daemon.numbers import (
     StatusDepth,
     WriteResourceFlag,
 )
-from leases.daemon.results import DaemonGone, refusal
+from leases.daemon.results import refusal
 from leases.daemon.wire import (
     BadMessage,
     Disk,
@@ -59,29 +70,6 @@ from leases.daemon.wire import (
 )
 from paxos.errors import InvalidUse
 from paxos.geometry import Geometry
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Receive:
-    """Exactly `length` bytes; at the end of the connection the fewer that came, down to none."""
-
-    length: int
-
-
-Exchange = Generator[Send | Receive, bytes, T]
-
-Name = str | bytes
-LockspaceLike = Lockspace | str | bytes
-ResourceLike = Resource | str | bytes
-IndexLike = Index | str | bytes
-EntryLike = IndexEntry | str | bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,94 +120,6 @@ class Owners:
     hosts: list[Host]
 
 
-# ----------------------------------------------------------------------------------------------- common parts
-
-
-def as_name(name: Name) -> bytes:
-    return name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
-
-
-def as_lockspace(lockspace: LockspaceLike) -> Lockspace:
-    if isinstance(lockspace, Lockspace):
-        return lockspace
-    return statestring.parse_lockspace(as_name(lockspace))
-
-
-def as_resource(resource: ResourceLike) -> Resource:
-    return resource if isinstance(resource, Resource) else statestring.parse_resource(as_name(resource))
-
-
-def as_index(index: IndexLike) -> Index:
-    return index if isinstance(index, Index) else statestring.parse_index(as_name(index))
-
-
-def as_entry(entry: EntryLike) -> IndexEntry:
-    return entry if isinstance(entry, IndexEntry) else statestring.parse_index_entry(as_name(entry))
-
-
-def with_flags(resource: ResourceLike, flags: int) -> Resource:
-    resource = as_resource(resource)
-    return replace(resource, flags=resource.flags | flags)
-
-
-def show(what: Lockspace | Resource | Index | Disk | Name) -> str:
-    """For messages: short, and readable whatever it contains."""
-    match what:
-        case Lockspace():
-            text = b"%s:%d:" % (what.name, what.host_id)
-            return text.decode("utf-8", "backslashreplace") + show(what.disk)
-        case Resource():
-            text = b"%s:%s" % (what.lockspace, what.name)
-            places = "".join(f":{show(disk)}" for disk in what.disks)
-            return text.decode("utf-8", "backslashreplace") + places
-        case Index():
-            return f"{show(what.lockspace)}:{show(what.disk)}"
-        case Disk():
-            return f"{what.path}:{what.offset}"
-        case bytes():
-            return what.decode("utf-8", "backslashreplace")
-    return what
-
-
-def receive(length: int, what: str) -> Exchange[bytes]:
-    """Exactly `length` bytes. Raises DaemonGone at the connection's end, BadMessage for absurd lengths."""
-    if length > MAX_REPLY:
-        raise BadMessage(what=what, reason=f"{length} bytes announced, at most {MAX_REPLY} are possible")
-    data = yield Receive(length)
-    if len(data) < length:
-        raise DaemonGone(command=what)
-    return data
-
-
-def _reply(command: Command) -> Exchange[Header]:
-    header = Header.unpack((yield from receive(Header.layout.size, command.name)))
-    header.check()
-    # the answer to SHUTDOWN_WAIT comes from the end of the main loop, which no longer knows the command
-    if header.command != command and command != Command.SHUTDOWN_WAIT:
-        raise BadMessage(what=f"reply to {command.name}", reason=f"it answers command {header.command}")
-    return header
-
-
-def _ask(
-    command: Command, payload: bytes, subject: str, *, flags: int = 0, data: int = 0, data2: int = 0
-) -> Exchange[Header]:
-    """Send a request and receive the header of its reply. Raises `refusal` for a negative result.
-
-    What follows a negative result is left unread: the connection is done for (but see `_inquire_reply`).
-    """
-    yield Send(request(command, payload, flags=flags, data=data, data2=data2))
-    header = yield from _reply(command)
-    if header.result < 0:
-        raise refusal(command, header.result, subject)
-    return header
-
-
-def _array(command: Command, header: Header, item: Callable[[bytes, int], T], size: int) -> Exchange[list[T]]:
-    """The `data2` structures of `size` bytes that follow a reply's header."""
-    raw = yield from receive(header.data2 * size, command.name)
-    return [item(raw, n * size) for n in range(header.data2)]
-
-
 def _target(pid: int | None) -> int:
     """`data2`: the connection itself, or another registered process."""
     return OWN_CONNECTION if pid is None else pid
@@ -233,14 +133,14 @@ def _sized(flags: int, geometry: Geometry | None) -> int:
 
 
 def version() -> Exchange[Version]:
-    header = yield from _ask(Command.VERSION, b"", "")
+    header = yield from ask(Command.VERSION, b"", "")
     packed = header.data2
     return Version(packed >> 24, packed >> 16 & 0xFF, packed >> 8 & 0xFF, header.version)
 
 
 def status(depth: StatusDepth = StatusDepth.ALL) -> Exchange[Status]:
     """What the daemon knows, down to `depth`."""
-    yield from _ask(Command.STATUS, b"", "", data=depth)
+    yield from ask(Command.STATUS, b"", "", data=depth)
     found = Status()
     for record in (yield from _records(Command.STATUS)):
         match record.state.type:
@@ -276,7 +176,7 @@ def _records(command: Command) -> Exchange[list[Record]]:
 
 def log() -> Exchange[str]:
     """The last MiB of the daemon's log."""
-    header = yield from _ask(Command.LOG_DUMP, b"", "")
+    header = yield from ask(Command.LOG_DUMP, b"", "")
     text = yield from receive(header.result, Command.LOG_DUMP.name)
     return text.decode("utf-8", "replace")
 
@@ -288,7 +188,7 @@ def shutdown(force: bool = False, wait: bool = True) -> Exchange[None]:
     set. Without `wait` there is no answer: the daemon closes the connection, whatever it decides.
     """
     if wait:
-        yield from _ask(Command.SHUTDOWN_WAIT, b"", "", data=force)
+        yield from ask(Command.SHUTDOWN_WAIT, b"", "", data=force)
         return
     yield Send(request(Command.SHUTDOWN, data=force))
     yield Receive(1)
@@ -301,7 +201,7 @@ def add_lockspace(lockspace: LockspaceLike, io_timeout: int = 0, wait: bool = Tr
     """Join. `io_timeout` in seconds, 0 for the daemon's default. Without `wait`, `inquire_lockspace` tells."""
     lockspace = as_lockspace(lockspace)
     flags = AddFlag(0) if wait else AddFlag.ASYNC
-    yield from _ask(Command.ADD_LOCKSPACE, lockspace.pack(), show(lockspace), flags=flags, data=io_timeout)
+    yield from ask(Command.ADD_LOCKSPACE, lockspace.pack(), show(lockspace), flags=flags, data=io_timeout)
 
 
 def inquire_lockspace(lockspace: LockspaceLike, wait: bool = False) -> Exchange[bool | None]:
@@ -309,7 +209,7 @@ def inquire_lockspace(lockspace: LockspaceLike, wait: bool = False) -> Exchange[
     lockspace = as_lockspace(lockspace)
     flags = InquireLockspaceFlag.WAIT if wait else InquireLockspaceFlag(0)
     yield Send(request(Command.INQ_LOCKSPACE, lockspace.pack(), flags=flags))
-    header = yield from _reply(Command.INQ_LOCKSPACE)
+    header = yield from reply(Command.INQ_LOCKSPACE)
     answers = {0: True, -errno.ENOENT: False, -errno.EINPROGRESS: None}
     if header.result not in answers:
         raise refusal(Command.INQ_LOCKSPACE, header.result, show(lockspace))
@@ -320,20 +220,20 @@ def remove_lockspace(lockspace: LockspaceLike, wait: bool = True, unused: bool =
     """Leave. Whoever holds leases in it is killed; with `unused`, TryAgain is raised instead."""
     lockspace = as_lockspace(lockspace)
     flags = (RemoveFlag(0) if wait else RemoveFlag.ASYNC) | (RemoveFlag.UNUSED if unused else RemoveFlag(0))
-    yield from _ask(Command.REM_LOCKSPACE, lockspace.pack(), show(lockspace), flags=flags)
+    yield from ask(Command.REM_LOCKSPACE, lockspace.pack(), show(lockspace), flags=flags)
 
 
 def lockspaces() -> Exchange[list[Lockspace]]:
     """All lockspaces; LockspaceFlag in `flags` tells which are being added or removed."""
-    header = yield from _ask(Command.GET_LOCKSPACES, b"", "")
-    return (yield from _array(Command.GET_LOCKSPACES, header, Lockspace.unpack, Lockspace.layout.size))
+    header = yield from ask(Command.GET_LOCKSPACES, b"", "")
+    return (yield from array(Command.GET_LOCKSPACES, header, Lockspace.unpack, Lockspace.layout.size))
 
 
 def hosts(lockspace: Name, host_id: int = 0) -> Exchange[list[Host]]:
     """The hosts of a joined lockspace that hold a host lease; with `host_id` that one, even if free."""
     asked = Lockspace(as_name(lockspace), host_id)
-    header = yield from _ask(Command.GET_HOSTS, asked.pack(), show(lockspace))
-    return (yield from _array(Command.GET_HOSTS, header, Host.unpack, Host.layout.size))
+    header = yield from ask(Command.GET_HOSTS, asked.pack(), show(lockspace))
+    return (yield from array(Command.GET_HOSTS, header, Host.unpack, Host.layout.size))
 
 
 def host_status(lockspace: Name) -> Exchange[list[Record]]:
@@ -351,7 +251,7 @@ def renewals(lockspace: Name) -> Exchange[list[Record]]:
 def _ask_name_only(command: Command, lockspace: Name) -> Exchange[Header]:
     """HOST_STATUS and RENEWAL: clients of the reference do not count the payload in `length`; nor do we."""
     yield Send(Header(command).pack() + Lockspace(as_name(lockspace)).pack())
-    header = yield from _reply(command)
+    header = yield from reply(command)
     if header.result < 0:
         raise refusal(command, header.result, show(lockspace))
     return header
@@ -360,7 +260,7 @@ def _ask_name_only(command: Command, lockspace: Name) -> Exchange[Header]:
 def configure(lockspace: Name, what: ConfigCommand) -> Exchange[None]:
     """Say who uses a lockspace besides its leases: the watchdog may not be disarmed while it is used."""
     payload = Lockspace(as_name(lockspace)).pack()
-    yield from _ask(Command.SET_CONFIG, payload, show(lockspace), data=what)
+    yield from ask(Command.SET_CONFIG, payload, show(lockspace), data=what)
 
 
 # ------------------------------------------------------------------------------------- formatting and reading
@@ -368,7 +268,7 @@ def configure(lockspace: Name, what: ConfigCommand) -> Exchange[None]:
 
 def align(path: str) -> Exchange[int]:
     """The align size in bytes that goes with the path's sector size."""
-    header = yield from _ask(Command.ALIGN, Disk(path).pack(), path)
+    header = yield from ask(Command.ALIGN, Disk(path).pack(), path)
     return header.result
 
 
@@ -378,14 +278,14 @@ def write_lockspace(
     """Format. Without `geometry` the device's sector size decides; the daemon ignores `max_hosts`."""
     lockspace = as_lockspace(lockspace)
     payload = replace(lockspace, flags=_sized(lockspace.flags, geometry)).pack()
-    yield from _ask(Command.WRITE_LOCKSPACE, payload, show(lockspace), data=max_hosts, data2=io_timeout)
+    yield from ask(Command.WRITE_LOCKSPACE, payload, show(lockspace), data=max_hosts, data2=io_timeout)
 
 
 def read_lockspace(lockspace: LockspaceLike, geometry: Geometry | None = None) -> Exchange[Formatted]:
     """What is on the disk; an empty name matches any, host id 0 counts as 1."""
     lockspace = as_lockspace(lockspace)
     payload = replace(lockspace, flags=_sized(lockspace.flags, geometry)).pack()
-    header = yield from _ask(Command.READ_LOCKSPACE, payload, show(lockspace))
+    header = yield from ask(Command.READ_LOCKSPACE, payload, show(lockspace))
     raw = yield from receive(Lockspace.layout.size, Command.READ_LOCKSPACE.name)
     return Formatted(Lockspace.unpack(raw), header.data2)
 
@@ -405,16 +305,14 @@ def write_resource(
     resource = as_resource(resource)
     payload = replace(resource, flags=_sized(resource.flags, geometry)).pack_with_disks()
     flags = WriteResourceFlag.CLEAR if clear else WriteResourceFlag(0)
-    yield from _ask(
-        Command.WRITE_RESOURCE, payload, show(resource), flags=flags, data=max_hosts, data2=num_hosts
-    )
+    yield from ask(Command.WRITE_RESOURCE, payload, show(resource), flags=flags, data=max_hosts, data2=num_hosts)
 
 
 def read_resource(resource: ResourceLike, geometry: Geometry | None = None) -> Exchange[Resource]:
     """Names, version and sizes on the disk; empty names match any."""
     resource = as_resource(resource)
     payload = replace(resource, flags=_sized(resource.flags, geometry)).pack_with_disks()
-    yield from _ask(Command.READ_RESOURCE, payload, show(resource))
+    yield from ask(Command.READ_RESOURCE, payload, show(resource))
     raw = yield from receive(Resource.layout.size, Command.READ_RESOURCE.name)
     return replace(Resource.unpack(raw), disks=resource.disks)
 
@@ -424,10 +322,10 @@ def resource_owners(resource: ResourceLike, geometry: Geometry | None = None) ->
     resource = as_resource(resource)
     command = Command.READ_RESOURCE_OWNERS
     payload = replace(resource, flags=_sized(resource.flags, geometry)).pack_with_disks()
-    header = yield from _ask(command, payload, show(resource))
+    header = yield from ask(command, payload, show(resource))
     raw = yield from receive(Resource.layout.size, command.name)
     found = replace(Resource.unpack(raw), disks=resource.disks)
-    return Owners(found, (yield from _array(command, header, Host.unpack, Host.layout.size)))
+    return Owners(found, (yield from array(command, header, Host.unpack, Host.layout.size)))
 
 
 # ----------------------------------------------------------------------------- leases of a registered process
@@ -450,7 +348,7 @@ def acquire(
     payload = b"".join(resource.pack_with_disks() for resource in wanted)
     payload += Options(as_name(owner_name)).pack()
     subject = " ".join(map(show, wanted))
-    yield from _ask(Command.ACQUIRE, payload, subject, flags=flags, data=len(wanted), data2=_target(pid))
+    yield from ask(Command.ACQUIRE, payload, subject, flags=flags, data=len(wanted), data2=_target(pid))
 
 
 def release(resources: Iterable[ResourceLike], pid: int | None = None) -> Exchange[None]:
@@ -480,9 +378,7 @@ def release_orphans(which: ResourceLike, pid: int | None = None) -> Exchange[int
 def _release(resources: list[Resource], pid: int | None, flags: int) -> Exchange[int]:
     payload = b"".join(resource.pack() for resource in resources)
     subject = " ".join(map(show, resources)) or "all"
-    header = yield from _ask(
-        Command.RELEASE, payload, subject, flags=flags, data=len(resources), data2=_target(pid)
-    )
+    header = yield from ask(Command.RELEASE, payload, subject, flags=flags, data=len(resources), data2=_target(pid))
     return header.result
 
 
@@ -499,7 +395,7 @@ def parse_held(state: bytes) -> list[Resource]:
 def inquire_state(pid: int | None = None) -> Exchange[bytes]:
     """The state string as the daemon gives it, without its NUL: what a migration hands to the other side."""
     yield Send(request(Command.INQUIRE, data2=_target(pid)))
-    header = yield from _reply(Command.INQUIRE)
+    header = yield from reply(Command.INQUIRE)
     # whatever the result: a registered connection goes on, so nothing may stay unread
     text = yield from receive(header.payload, Command.INQUIRE.name)
     if header.result < 0:
@@ -510,13 +406,13 @@ def inquire_state(pid: int | None = None) -> Exchange[bytes]:
 def convert(resource: ResourceLike, pid: int | None = None, flags: AcquireFlag | int = 0) -> Exchange[None]:
     """Make a held lease shared or exclusive, as the resource's flag SHARED says. It stays held if that fails."""
     resource = as_resource(resource)
-    yield from _ask(Command.CONVERT, resource.pack(), show(resource), flags=flags, data2=_target(pid))
+    yield from ask(Command.CONVERT, resource.pack(), show(resource), flags=flags, data2=_target(pid))
 
 
 def killpath(path: str, args: bytes = b"", with_pid: bool = False) -> Exchange[None]:
     """The program that the daemon runs, as root, to end this process in recovery. An empty path: SIGTERM."""
     flags = KillpathFlag.PID if with_pid else KillpathFlag(0)
-    yield from _ask(Command.KILLPATH, pack_killpath(path, args), path, flags=flags, data2=OWN_CONNECTION)
+    yield from ask(Command.KILLPATH, pack_killpath(path, args), path, flags=flags, data2=OWN_CONNECTION)
 
 
 def escape_arguments(args: Iterable[Name]) -> bytes:
@@ -527,14 +423,12 @@ def escape_arguments(args: Iterable[Name]) -> bytes:
 
 def restrict(flags: RestrictFlag) -> Exchange[None]:
     """Which signals this process must not get, and whether the connection is to be deaf from now on."""
-    yield from _ask(Command.RESTRICT, b"", "", flags=flags, data2=OWN_CONNECTION)
+    yield from ask(Command.RESTRICT, b"", "", flags=flags, data2=OWN_CONNECTION)
 
 
 def _check_count(resources: list[Resource]) -> None:
     if len(resources) > MAX_RESOURCES:
-        raise InvalidUse(
-            reason=f"{len(resources)} resources in one call, at most {MAX_RESOURCES} are possible"
-        )
+        raise InvalidUse(reason=f"{len(resources)} resources in one call, at most {MAX_RESOURCES} are possible")
 
 
 # ----------------------------------------------------------------------------- lock value blocks and requests
@@ -543,13 +437,13 @@ def _check_count(resources: list[Resource]) -> None:
 def set_lvb(resource: ResourceLike, data: bytes) -> Exchange[None]:
     """Set the lock value block of a lease held with LVB, up to a sector; its release writes it."""
     resource = as_resource(resource)
-    yield from _ask(Command.SET_LVB, resource.pack() + data, show(resource))
+    yield from ask(Command.SET_LVB, resource.pack() + data, show(resource))
 
 
 def get_lvb(resource: ResourceLike) -> Exchange[bytes]:
     """The lock value block, one sector, as it was read when the lease was acquired or set since."""
     resource = as_resource(resource)
-    header = yield from _ask(Command.GET_LVB, resource.pack(), show(resource))
+    header = yield from ask(Command.GET_LVB, resource.pack(), show(resource))
     return (yield from receive(header.payload, Command.GET_LVB.name))
 
 
@@ -562,18 +456,18 @@ def request_resource(
     """
     resource = as_resource(resource)
     flags = RequestFlag.NEXT_LVER if next_lver else RequestFlag(0)
-    yield from _ask(Command.REQUEST, resource.pack_with_disks(), show(resource), flags=flags, data=mode)
+    yield from ask(Command.REQUEST, resource.pack_with_disks(), show(resource), flags=flags, data=mode)
 
 
 def examine_lockspace(lockspace: LockspaceLike) -> Exchange[None]:
     """Look at the requests for all leases held in a lockspace, now."""
     lockspace = as_lockspace(lockspace)
-    yield from _ask(Command.EXAMINE_LOCKSPACE, lockspace.pack(), show(lockspace))
+    yield from ask(Command.EXAMINE_LOCKSPACE, lockspace.pack(), show(lockspace))
 
 
 def examine_resource(resource: ResourceLike) -> Exchange[None]:
     resource = as_resource(resource)
-    yield from _ask(Command.EXAMINE_RESOURCE, resource.pack(), show(resource))
+    yield from ask(Command.EXAMINE_RESOURCE, resource.pack(), show(resource))
 
 
 # ------------------------------------------------------------------------------------------------ host events
@@ -582,7 +476,7 @@ def examine_resource(resource: ResourceLike) -> Exchange[None]:
 def register_events(lockspace: Name) -> Exchange[None]:
     """From now on the connection carries EventMessages, see `next_event`."""
     payload = Lockspace(as_name(lockspace)).pack() + HostEvent().pack()
-    yield from _ask(Command.REG_EVENT, payload, show(lockspace))
+    yield from ask(Command.REG_EVENT, payload, show(lockspace))
 
 
 def next_event() -> Exchange[EventMessage]:
@@ -600,12 +494,12 @@ def end_of_events() -> Exchange[None]:
 
 def end_events(lockspace: Name) -> Exchange[None]:
     """On another connection: have the daemon forget event connections that are marked or closed."""
-    yield from _ask(Command.END_EVENT, Lockspace(as_name(lockspace)).pack(), show(lockspace))
+    yield from ask(Command.END_EVENT, Lockspace(as_name(lockspace)).pack(), show(lockspace))
 
 
 def set_event(lockspace: Name, event: HostEvent, flags: EventFlag | int = 0) -> Exchange[None]:
     payload = Lockspace(as_name(lockspace)).pack() + event.pack()
-    yield from _ask(Command.SET_EVENT, payload, show(lockspace), flags=flags)
+    yield from ask(Command.SET_EVENT, payload, show(lockspace), flags=flags)
 
 
 # ----------------------------------------------------------------------------------------- the resource index
@@ -614,13 +508,13 @@ def set_event(lockspace: Name, event: HostEvent, flags: EventFlag | int = 0) -> 
 def format_index(index: IndexLike, geometry: Geometry | None = None) -> Exchange[None]:
     index = as_index(index)
     payload = replace(index, flags=_sized(index.flags, geometry)).pack()
-    yield from _ask(Command.FORMAT_RINDEX, payload, show(index))
+    yield from ask(Command.FORMAT_RINDEX, payload, show(index))
 
 
 def rebuild_index(index: IndexLike, flags: IndexFlag | int = 0) -> Exchange[None]:
     """Write all entries anew from the leases that are on the disk."""
     index = as_index(index)
-    yield from _ask(Command.REBUILD_RINDEX, index.pack(), show(index), flags=flags)
+    yield from ask(Command.REBUILD_RINDEX, index.pack(), show(index), flags=flags)
 
 
 def lookup(index: IndexLike, entry: EntryLike = b"", flags: IndexFlag | int = 0) -> Exchange[IndexEntry]:
@@ -637,9 +531,7 @@ def update_index(index: IndexLike, entry: EntryLike, flags: IndexFlag | int) -> 
     return (yield from _change(Command.UPDATE_RINDEX, index, entry, flags))
 
 
-def create_resource(
-    index: IndexLike, entry: EntryLike, num_hosts: int = 0, max_hosts: int = 0
-) -> Exchange[IndexEntry]:
+def create_resource(index: IndexLike, entry: EntryLike, num_hosts: int = 0, max_hosts: int = 0) -> Exchange[IndexEntry]:
     """Write a lease in the first free place. The entry returned has its offset. Numbers: `write_resource`."""
     return (yield from _change(Command.CREATE_RESOURCE, index, entry, 0, data=max_hosts, data2=num_hosts))
 
@@ -665,7 +557,7 @@ def _change(
 
 
 def _entry_reply(command: Command, subject: str) -> Exchange[IndexEntry]:
-    header = yield from _reply(command)
+    header = yield from reply(command)
     if header.result < 0:
         raise refusal(command, header.result, subject)
     return IndexEntry.unpack((yield from receive(IndexEntry.layout.size, command.name)))

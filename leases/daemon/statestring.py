@@ -79,9 +79,7 @@ def parse_lockspace(text: bytes) -> Lockspace:
     if len(parts) > 4:
         raise BadText(text=text, kind=kind, reason=f"{len(parts)} fields, at most 4 are possible")
     name, host_id, path, offset = parts + [b""] * (4 - len(parts))
-    disk = Disk(
-        _path(path.replace(b"\\", b""), text, kind) if path else "", _offset(offset or b"0", text, kind)
-    )
+    disk = Disk(_path(path.replace(b"\\", b""), text, kind) if path else "", _offset(offset or b"0", text, kind))
     return Lockspace(_name(name, text, kind), _decimal(host_id or b"0", text, kind), disk)
 
 
@@ -102,9 +100,7 @@ def parse_resource(text: bytes) -> Resource:
         else:
             flags, lver = ResourceFlag.LVER, _number(end, text, kind)
     if len(rest) > 2 * MAX_DISKS:
-        raise BadText(
-            text=text, kind=kind, reason=f"{len(rest) // 2} disks, at most {MAX_DISKS} are possible"
-        )
+        raise BadText(text=text, kind=kind, reason=f"{len(rest) // 2} disks, at most {MAX_DISKS} are possible")
     disks = tuple(
         Disk(_path(_unescaped(path), text, kind), _offset(offset, text, kind))
         for path, offset in zip(rest[::2], rest[1::2], strict=True)
@@ -191,9 +187,7 @@ def _name(part: bytes, text: bytes, kind: str) -> bytes:
 
 def _path(part: bytes, text: bytes, kind: str) -> str:
     if not 0 < len(part) < PATH_LENGTH:
-        raise BadText(
-            text=text, kind=kind, reason=f"a path has 1 to {PATH_LENGTH - 1} bytes, not {len(part)}"
-        )
+        raise BadText(text=text, kind=kind, reason=f"a path has 1 to {PATH_LENGTH - 1} bytes, not {len(part)}")
     return part.decode("utf-8", "surrogateescape")
 
 

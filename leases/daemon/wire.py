@@ -168,9 +168,7 @@ class Header:
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
         """Any 32 bytes; `check` says whether they are a header."""
-        magic, version, command, flags, length, seq, data1, data2 = _unpack(
-            cls.layout, data, offset, "header"
-        )
+        magic, version, command, flags, length, seq, data1, data2 = _unpack(cls.layout, data, offset, "header")
         return cls(command, flags, length, seq, data1, data2, version, magic)
 
     def check(self) -> None:
@@ -181,9 +179,7 @@ class Header:
             raise BadMessage(what="header", reason=f"protocol version {self.version:#x} is not ours")
 
 
-def request(
-    command: Command, payload: bytes = b"", *, flags: int = 0, data: int = 0, data2: int = 0
-) -> bytes:
+def request(command: Command, payload: bytes = b"", *, flags: int = 0, data: int = 0, data2: int = 0) -> bytes:
     """A whole request. `data` and `data2` may be negative (-1 as a pid)."""
     header = Header(command, flags, Header.layout.size + len(payload), 0, data & _U32, data2 & _U32)
     return header.pack() + payload
@@ -222,9 +218,7 @@ class Lockspace:
     flags: int = 0
 
     def pack(self) -> bytes:
-        return _pack(
-            self.layout, "lockspace", _name_field(self.name), self.host_id, self.flags, self.disk.pack()
-        )
+        return _pack(self.layout, "lockspace", _name_field(self.name), self.host_id, self.flags, self.disk.pack())
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
@@ -275,9 +269,7 @@ class Resource:
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
         """The 128 bytes. `disks` is empty; `num_disks` is the sender's word, any number."""
-        lockspace, name, lver, _, num_hosts, _, flags, num_disks = _unpack(
-            cls.layout, data, offset, "resource"
-        )
+        lockspace, name, lver, _, num_hosts, _, flags, num_disks = _unpack(cls.layout, data, offset, "resource")
         return cls(_text(lockspace), _text(name), (), flags, lver, num_hosts, num_disks)
 
     @classmethod
@@ -346,9 +338,7 @@ class Host:
         return HostState(number)
 
     def pack(self) -> bytes:
-        return _pack(
-            self.layout, "host", self.host_id, self.generation, self.timestamp, self.io_timeout, self.flags
-        )
+        return _pack(self.layout, "host", self.host_id, self.generation, self.timestamp, self.io_timeout, self.flags)
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Self:
@@ -504,9 +494,7 @@ def parse_state_text(raw: bytes) -> dict[str, str]:
 def pack_killpath(path: str, args: bytes) -> bytes:
     """The payload of KILLPATH: two fields of 128 bytes. `args` is one string (escapes: daemon.md 7.1)."""
     if len(args) >= KILLPATH_FIELD:
-        raise InvalidUse(
-            reason=f"kill path arguments have at most {KILLPATH_FIELD - 1} bytes, not {len(args)}"
-        )
+        raise InvalidUse(reason=f"kill path arguments have at most {KILLPATH_FIELD - 1} bytes, not {len(args)}")
     return _path_field(path, KILLPATH_FIELD).ljust(KILLPATH_FIELD, b"\0") + args.ljust(KILLPATH_FIELD, b"\0")
 
 

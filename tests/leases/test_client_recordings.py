@@ -16,7 +16,8 @@ from leases import sanlock
 from leases.client import Client, Holder, Registration
 from leases.connection import Connection
 from leases.daemon import exchange
-from leases.daemon.exchange import Exchange
+from leases.daemon.conversation import Exchange
+from leases.daemon.naming import as_index, as_resource, with_flags
 from leases.daemon.numbers import (
     ConfigCommand,
     RequestMode,
@@ -128,7 +129,7 @@ def run_cli(client: Client, argv: list[str]) -> object:
             return process.held()
         case "acquire" if "-n" in options:
             assert process is not None
-            wanted = exchange.with_flags(resource, ResourceFlag.NUM_HOSTS)
+            wanted = with_flags(resource, ResourceFlag.NUM_HOSTS)
             return process.acquire(replace(wanted, num_hosts=int(options["-n"])))
         case "acquire":
             assert process is not None
@@ -146,14 +147,14 @@ def run_cli(client: Client, argv: list[str]) -> object:
             assert process is not None
             return process.convert(resource)
         case "request":
-            wanted = exchange.as_resource(resource)
+            wanted = as_resource(resource)
             return client.request(wanted, RequestMode(int(options["-f"])), wanted.lver)
         case "examine" if lockspace:
             return client.examine_lockspace(lockspace)
         case "examine":
             return client.examine_resource(resource)
         case "format" if "-Z" in options and "-A" not in options:
-            return client.format_index(replace(exchange.as_index(index), flags=int(SizeFlag.SECTOR512)))
+            return client.format_index(replace(as_index(index), flags=int(SizeFlag.SECTOR512)))
         case "format":
             return client.format_index(index, geometry_option(options))
         case "create":

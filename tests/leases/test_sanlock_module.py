@@ -16,6 +16,7 @@ import pytest
 from leases import sanlock
 from leases.daemon.wire import Disk, Header, Host, Lockspace
 from tests.support.fake_daemon import Answer, FakeDaemon, succeed
+from tests.support.leasehold_daemon import LeaseholdDaemon
 from tests.support.peers import MIB, SYSTEM_PYTHON, PeerError, PeerProcess, SanlockDaemon, zeroed_image
 
 pytestmark = pytest.mark.peers
@@ -407,17 +408,19 @@ def a_life(volume: str) -> Iterator[Call]:
 
 
 @pytest.mark.slow
-def test_a_life_with_a_real_daemon_is_the_same_with_both_modules(
-    sanlock_daemons: Callable[..., SanlockDaemon], images: Path
-) -> None:
+def test_a_life_is_the_same_with_either_module_and_either_daemon(images: Path) -> None:
     stories = []
-    for number, module in enumerate((REAL, OURS)):
+    kinds = [(REAL, SanlockDaemon), (OURS, SanlockDaemon), (REAL, LeaseholdDaemon), (OURS, LeaseholdDaemon)]
+    for number, (module, kind) in enumerate(kinds):
         volume = zeroed_image(images / f"v{number}.img", 4)
-        client = sanlock_daemons("hostA").client(**module)
-        fd = client.call("register")
-        story = [f"{step[0]}: {outcome(client, fd, *step)}" for step in a_life(volume)]
+        with kind("hostA") as daemon:
+            client = daemon.client(**module)
+            fd = client.call("register")
+            story = [f"{step[0]}: {outcome(client, fd, *step)}" for step in a_life(volume)]
         stories.append([line.replace(volume, "VOLUME") for line in story])
-    assert stories[0] == stories[1]
+    assert stories[1] == stories[0]
+    assert stories[2] == stories[0]
+    assert stories[3] == stories[0]
 
 
 @pytest.mark.slow
