@@ -87,8 +87,12 @@ class Child:
         """Set it off, with these variables added to the environment. CannotExecute, and then it has ended."""
         self.waiting = False
         word = b"".join(os.fsencode(f"{name}={value}") + b"\0" for name, value in environment.items())
-        with open(self._go_write, "wb") as go:
-            go.write(word + _GO)
+        try:
+            os.write(self._go_write, word + _GO)
+        except BrokenPipeError:  # somebody ended it, and poll() tells how
+            pass
+        finally:
+            os.close(self._go_write)
         with open(self._error_read, "rb") as trouble:
             number = trouble.read()  # ends when the exec closes the other end
         if number:

@@ -15,6 +15,8 @@ from leases.keeper.watchdog.base import boot_time
 from paxos.errors import HeldElsewhere, LeaseholdError, OwnerMayBeDead
 
 if TYPE_CHECKING:
+    from leases.keeper.watchdog import Watchdog
+    from leases.lease import Lease
     from leases.lockspace import Lockspace
 
 
@@ -50,6 +52,11 @@ class Notices:
             holder = refusal.facts.get("owner_name")
             whom = f", held by {plain(holder)}" if holder else ""
             self._show(f"waiting up to {wait:g} s for {name}{whom}")
+
+    def held(self, lease: Lease, watchdog: Watchdog) -> None:
+        """The lease is ours: under which token, and what stops its users if it can't be kept. This line stays."""
+        if not self._quiet:
+            say(f"holding {lease.token}; in force: {watchdog.describe()}")
 
     def over(self) -> None:
         """Nothing is waited for any more."""

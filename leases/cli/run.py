@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from leases.cli import exit_codes
 from leases.cli.arguments import Parser, add_volume, positive, seconds
 from leases.cli.child import CannotExecute, Child, missing
+from leases.cli.failure import one_line
 from leases.cli.notices import Notices, held_line, say
 from leases.cli.signals import Signals
-from paxos.errors import Aborted, HeldElsewhere
+from paxos.errors import Aborted, HeldElsewhere, LeaseholdError, ReleaseOwner
 
 if TYPE_CHECKING:
     from leases.lease import Lease
@@ -112,17 +113,34 @@ def _run(options: Namespace, child: Child, signals: Signals) -> int:
                 notices.over()
                 say(held_line(options.name, held, lockspace))
                 return exit_codes.HELD
-            with lease:
+            supervision = Supervision(child, lease, signals, say)
+            try:
                 lease.add_holder(child.pid, group=True)
                 notices.over()
-                supervision = Supervision(child, lease, signals, say)
+                notices.held(lease, watchdog)
                 supervision.run(environment(lease))
-            return exit_codes.LOST if supervision.lost else child.exit_code()
+            finally:
+                released = _release(lease)
+            return child.exit_code() if released and not supervision.lost else exit_codes.LOST
     except Aborted:
-        notices.over()
-        return exit_codes.SIGNALLED + (signals.aborted_by or 0)
+        if signals.aborted_by is None:
+            raise
+        return exit_codes.SIGNALLED + signals.aborted_by
     finally:
+        notices.over()
         watchdog.close()
+
+
+def _release(lease: Lease) -> bool:
+    """Give it back. Whether it was ours to the end; other failures are the disk's, and the next renewals show them."""
+    try:
+        lease.release()
+    except ReleaseOwner as lost:
+        say(one_line(lost))
+        return False
+    except LeaseholdError as failure:
+        say(one_line(failure))
+    return True
 
 
 def environment(lease: Lease) -> dict[str, str]:

@@ -54,6 +54,17 @@ def test_what_is_called_off_never_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_what_is_killed_while_it_waits_never_runs(made: list[Child], tmp_path: Path) -> None:
+    child = Child(["touch", str(tmp_path / "ran")])
+    made.append(child)
+    child.signal(signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    child.start({})
+    wait_for_end(child)
+    assert child.exit_code() == 128 + signal.SIGKILL
+    assert not (tmp_path / "ran").exists()
+
+
 def test_variables_are_added_to_the_environment(made: list[Child], tmp_path: Path) -> None:
     os.environ["LEASEHOLD_TEST_KEPT"] = "kept"
     try:
