@@ -73,6 +73,10 @@ class LockManagerConformance(ABC):
         resources = [Resource.disk(self.disk(disk), access) for disk in disks]
         return self.manager(host).guest(Owner(uuid, name, pid), resources)
 
+    def start_process(self) -> subprocess.Popen[bytes]:
+        """A process that can be a guest; override it where such a process has to make itself known first."""
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+
     @property
     def promises(self) -> Promises:
         return self.manager(1).promises
@@ -310,7 +314,7 @@ class LockManagerConformance(ABC):
     def test_a_guest_that_does_not_exist_gets_no_locks(self) -> None:
         if not self.promises.stops_guests:
             return
-        gone = _sleeper()
+        gone = self.start_process()
         gone.kill()
         gone.wait()
         guest = self.guest("vm1", "a", pid=gone.pid)
@@ -321,7 +325,7 @@ class LockManagerConformance(ABC):
     def test_a_guest_that_loses_its_locks_is_stopped(self) -> None:
         if not self.promises.stops_guests:
             return
-        process = _sleeper()
+        process = self.start_process()
         try:
             with self.guest("vm1", "a", pid=process.pid) as guest:
                 guest.acquire()
@@ -348,7 +352,3 @@ class LockManagerConformance(ABC):
         else:
             guest.acquire()
             guest.release()
-
-
-def _sleeper() -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])

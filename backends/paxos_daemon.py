@@ -13,14 +13,13 @@ from contextlib import suppress
 
 from backends.paxos import LOCKSPACE
 from leases.client import Client, Holder, Registration, connect, versioned
-from leases.daemon.results import AlreadyJoined
+from leases.daemon.results import AlreadyJoined, DaemonUnreachable, UnknownClient
 from leases.daemon.statestring import format_lockspace
 from leases.daemon.wire import Disk
 from leases.daemon.wire import Lockspace as PlacedLockspace
 from leases.daemon.wire import Resource as PlacedLease
-from leases.lease import Lost
 from leases.manager import OnFailure, Owner
-from paxos.errors import CannotOpen, LeaseholdError, TryAgain
+from paxos.errors import CannotOpen, LeaseholdError, LeaseLost, TryAgain
 
 #: how often, and how many seconds apart, joining is tried while the daemon is just leaving or joining
 _TRIES = 10
@@ -101,19 +100,62 @@ class DaemonHost:
         """The lockspace stays joined: other users of the daemon may be in it."""
 
 
+class Forgotten(LeaseLost):
+    template = "the daemon knows of no leases of process {pid} any more: {cause}"
+
+
+class DaemonLoss:
+    """The daemon stops a process that loses its leases, and tells nobody: what is left is to ask it."""
+
+    #: seconds between two looks
+    TICK = 0.2
+
+    def __init__(self, user: DaemonUser) -> None:
+        self._user = user
+        self._reason: LeaseholdError | None = None
+
+    @property
+    def reason(self) -> LeaseholdError | None:
+        if self._reason is None:
+            try:
+                self._user.look()
+            except (UnknownClient, DaemonUnreachable) as cause:
+                self._reason = Forgotten(resource=self._user.owner.name, pid=self._user.owner.pid, cause=cause)
+        return self._reason
+
+    def is_set(self) -> bool:
+        return self.reason is not None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set():
+            if until is not None and time.monotonic() >= until:
+                return False
+            time.sleep(self.TICK)
+        return True
+
+    def acknowledge(self) -> None:
+        """Nothing to say: the daemon waits for the end of the process."""
+
+
 class DaemonUser:
     def __init__(self, client: Client, owner: Owner, on_failure: OnFailure) -> None:
         self._client = client
-        self._owner = owner
+        self.owner = owner
         self._on_failure = on_failure
         self._registration: Registration | None = None
         self._holder: Holder | None = None
-        #: never set: the daemon tells nobody, it stops the process
-        self.lost = Lost(lambda: None)
+        self.lost = DaemonLoss(self)
+
+    def look(self) -> None:
+        """Raises UnknownClient or DaemonUnreachable once the daemon has no leases of ours."""
+        if self._holder is not None:
+            self._holder.held()
 
     def begin(self) -> None:
-        if self._owner.pid not in (0, os.getpid()):
-            self._holder = self._client.process(self._owner.pid)
+        self.lost = DaemonLoss(self)
+        if self.owner.pid not in (0, os.getpid()):
+            self._holder = self._client.process(self.owner.pid)
             return
         self._holder = self._registration = self._client.register()
         if self._on_failure.program:
@@ -125,13 +167,14 @@ class DaemonUser:
         wanted = PlacedLease(lease.lockspace, lease.name, lease.disks)
         if version is not None:
             wanted = versioned(wanted, version)
-        self._holder.acquire(wanted, shared=lease.shared, owner_name=self._owner.name.encode()[:47])
+        self._holder.acquire(wanted, shared=lease.shared, owner_name=self.owner.name.encode()[:47])
         held = {(one.lockspace, one.name): one.lver for one in self._holder.held()}
         return held[lease.lockspace, lease.name]
 
     def release(self, lease: PlacedLease) -> None:
         assert self._holder is not None
-        self._holder.release(PlacedLease(lease.lockspace, lease.name, lease.disks))
+        with suppress(UnknownClient):  # it has ended, and the daemon released what it had
+            self._holder.release(PlacedLease(lease.lockspace, lease.name, lease.disks))
 
     def end(self) -> None:
         self._holder = None

@@ -72,7 +72,8 @@ class EmbeddedHost:
         if self._directory is not None and name == LOCKSPACE.encode():
             path = os.path.join(self._directory, LOCKSPACE)
             self._make_directory(self._directory)
-            self._make_file(path, fresh_lockspace(name, Geometry.default(), self._io_timeout or DEFAULT_IO_TIMEOUT)[0])
+            whole, first = fresh_lockspace(name, Geometry.default(), self._io_timeout or DEFAULT_IO_TIMEOUT)
+            self._make_file(path, first + whole[len(first) :])
             place, host_id = Place(path), self._host_id
         elif name in self._known:
             known, host_id = self._known[name]

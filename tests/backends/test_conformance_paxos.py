@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
+from uuid import UUID
 
 import pytest
 
 from backends.conformance import LockManagerConformance
 from backends.paxos import LOCKSPACE, PaxosManager, automatic_name
-from leases.manager import LockManager, StateRefused
+from leases.daemon.wire import Resource as PlacedLease
+from leases.manager import Access, LockManager, Owner, Resource
+from paxos.errors import InvalidUse, NotJoined
+from paxos.geometry import MIB
 from tests.support.peers import SanlockDaemon, direct_init, zeroed_image
 
 pytestmark = pytest.mark.slow
@@ -27,8 +34,8 @@ class _OnVolumes(LockManagerConformance):
     serial: int = 0
 
     @pytest.fixture(autouse=True, scope="class")
-    def _hosts(self, request: pytest.FixtureRequest) -> Iterator[None]:
-        cls: Any = request.cls
+    @classmethod
+    def _hosts(cls) -> Iterator[None]:
         cls.root = Path(tempfile.mkdtemp(prefix="leasehold-paxos-", dir="/var/tmp"))
         cls.managers = {}
         cls.before_all()
@@ -62,20 +69,20 @@ class _OnVolumes(LockManagerConformance):
         """Its path is all that matters."""
         return f"/images/{self.serial}/{name}.img"
 
+    def lose(self, disk: str) -> None:
+        """Write over the host lease of host 1: its next renewal finds out."""
+        with open(self.root / LOCKSPACE, "r+b") as file:
+            file.write(b"\xff" * 512)
+
 
 class TestEmbedded(_OnVolumes):
     def new_manager(self, host: int) -> LockManager:
         return PaxosManager(str(self.root), host_id=host, io_timeout=1, fire_timeout=5)
 
-    def lose(self, disk: str) -> None:
-        """Write over the host lease: the next renewal finds out."""
-        with open(self.root / LOCKSPACE, "r+b") as file:
-            file.write(b"\xff" * 512)
-
 
 @pytest.mark.peers
 class TestThroughSanlock(_OnVolumes):
-    """One daemon a host, as libvirt has it. What it does to a guest that loses its leases is shown elsewhere."""
+    """One daemon a host, as libvirt has it."""
 
     daemons: ClassVar[dict[int, SanlockDaemon]]
 
@@ -90,3 +97,104 @@ class TestThroughSanlock(_OnVolumes):
 
     def new_manager(self, host: int) -> LockManager:
         return PaxosManager(str(self.root), host_id=host, io_timeout=1, daemon=str(self.daemons[host].run_dir))
+
+    def start_process(self) -> subprocess.Popen[bytes]:
+        """Registered, as the plugin registers QEMU."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", _REGISTERED, os.pathsep.join(sys.path), str(self.daemons[1].run_dir)],
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"registered\n"
+        return process
+
+
+@pytest.mark.peers
+class TestEmbeddedBesideSanlock(TestThroughSanlock):
+    """Host 1 is a program with leases of its own, host 2 has a real sanlock: on the same files."""
+
+    def new_manager(self, host: int) -> LockManager:
+        if host == 1:
+            return PaxosManager(str(self.root), host_id=1, io_timeout=1)
+        return super().new_manager(host)
+
+    def start_process(self) -> subprocess.Popen[bytes]:
+        return LockManagerConformance.start_process(self)
+
+
+@pytest.mark.peers
+class TestManualMode(_OnVolumes):
+    """Leases at offsets of one volume, laid out by sanlock's tools; the guests' disks are not looked at."""
+
+    OFFSETS: ClassVar[dict[str, int]]
+    volume: ClassVar[str]
+
+    @classmethod
+    def before_all(cls) -> None:
+        cls.volume = zeroed_image(cls.root / "volume", 100)
+        direct_init(f"LS:0:{cls.volume}:0")
+        cls.OFFSETS = {}
+
+    def new_manager(self, host: int) -> LockManager:
+        return _LeasesForDisks(self, [f"LS:{host}:{self.volume}:0"])
+
+    def lose(self, disk: str) -> None:
+        with open(self.volume, "r+b") as file:
+            file.write(b"\xff" * 512)
+
+    def lease(self, disk: Resource) -> Resource:
+        """The lease that the management application laid out for a disk."""
+        name = automatic_name(disk.name)
+        if name not in self.OFFSETS:
+            self.OFFSETS[name] = MIB * (1 + len(self.OFFSETS))
+            direct_init(f"LS:{name}:{self.volume}:{self.OFFSETS[name]}")
+        return Resource.lease("LS", name, self.volume, self.OFFSETS[name], disk.access)
+
+
+class _LeasesForDisks(PaxosManager):
+    """Asks for a lease where the suite asks for a disk, as an application does that knows which is which."""
+
+    def __init__(self, suite: TestManualMode, lockspaces: list[str]) -> None:
+        super().__init__(lockspaces=lockspaces, io_timeout=1, fire_timeout=5)
+        self._suite = suite
+
+    def place(self, resource: Resource) -> PlacedLease | None:
+        return super().place(self._suite.lease(resource))
+
+    def require_leases(self, resources: Sequence[Resource]) -> None:
+        super().require_leases([self._suite.lease(resource) for resource in resources])
+
+
+def test_manual_mode_refuses_writers_without_a_lease() -> None:
+    with PaxosManager(watchdog="none") as manager:
+        guest = manager.guest(Owner(UUID(int=1), "vm1"), [Resource.disk("/images/a")])
+        with pytest.raises(InvalidUse, match="no lease"):
+            guest.acquire()
+
+
+def test_manual_mode_does_not_care_for_disks_without_writers() -> None:
+    with PaxosManager(watchdog="none") as manager:
+        resources = [
+            Resource.disk("/images/a", Access.READ_ONLY),
+            Resource.disk("/images/b", Access.SHARED),
+        ]
+        guest = manager.guest(Owner(UUID(int=1), "vm1"), resources)
+        guest.acquire()
+        assert guest.release() == ""
+
+
+def test_a_lease_in_a_lockspace_that_nobody_joined_is_refused() -> None:
+    with PaxosManager(watchdog="none") as manager:
+        guest = manager.guest(Owner(UUID(int=1), "vm1"), [Resource.lease("LS", "vm1", "/volume", MIB)])
+        with pytest.raises(NotJoined):
+            guest.acquire()
+
+
+_REGISTERED = """
+import os, sys, time
+sys.path[:0] = sys.argv[1].split(os.pathsep)
+from leases.client import connect
+registration = connect(sys.argv[2]).register()
+print("registered", flush=True)
+time.sleep(3600)
+"""
