@@ -36,6 +36,7 @@ from paxos import errors
 from paxos.errors import LeaseholdError
 from paxos.geometry import MIB, Geometry
 from tests.support.fake_daemon import Answer, FakeDaemon
+from tests.support.leasehold_daemon import DAEMONS
 from tests.support.peers import SanlockDaemon, zeroed_image
 
 LEASE = "LS:RA:/p:1M"
@@ -256,11 +257,18 @@ def volume(images: Path) -> str:
     return zeroed_image(images / "v.img", 8)
 
 
+@pytest.fixture(params=["sanlock", "leasehold"])
+def daemon(request: pytest.FixtureRequest) -> Iterator[SanlockDaemon]:
+    """The real daemon, and our own."""
+    with DAEMONS[request.param]("hostA") as running:
+        yield running
+
+
 @pytest.mark.peers
 @pytest.mark.slow
-def test_a_life_with_a_real_daemon(sanlock_daemon: SanlockDaemon, volume: str) -> None:
-    client = leases.connect(sanlock_daemon.run_dir)
-    assert str(client.version()) == "3.8.5"
+def test_a_life_with_a_daemon(daemon: SanlockDaemon, volume: str) -> None:
+    client = leases.connect(daemon.run_dir)
+    assert client.version().protocol == 1
     assert client.status(StatusDepth.DAEMON).daemon["our_host_name"] == "hostA"
     assert client.align(volume) == MIB
 
@@ -290,14 +298,14 @@ def test_a_life_with_a_real_daemon(sanlock_daemon: SanlockDaemon, volume: str) -
     held_leases(client, volume)
     index(client, volume)
 
-    assert "add_lockspace" in client.log()
+    assert "LS" in client.log()
     with pytest.raises(errors.TryAgain):
         client.shutdown()
     client.remove_lockspace(f"LS:1:{volume}:0", unused=True)
     with pytest.raises(errors.NotJoined):
         client.remove_lockspace(f"LS:1:{volume}:0")
     client.shutdown()
-    sanlock_daemon.wait(30)
+    daemon.wait(30)
 
 
 def within_a_while(ask: Callable[[], Any]) -> Any:
@@ -386,9 +394,9 @@ def index(client: Client, volume: str) -> None:
 
 @pytest.mark.peers
 @pytest.mark.slow
-def test_a_lease_outlives_neither_its_connection_nor_two_owners(sanlock_daemon: SanlockDaemon, volume: str) -> None:
+def test_a_lease_outlives_neither_its_connection_nor_two_owners(daemon: SanlockDaemon, volume: str) -> None:
     async def main() -> None:
-        client = await leases.aconnect(sanlock_daemon.run_dir)
+        client = await leases.aconnect(daemon.run_dir)
         await client.write_lockspace(f"LS:0:{volume}:0", io_timeout=1)
         lease = f"LS:RA:{volume}:1M"
         await client.write_resource(lease)
@@ -414,7 +422,7 @@ def test_a_lease_outlives_neither_its_connection_nor_two_owners(sanlock_daemon: 
         await client.shutdown(force=True)
 
     asyncio.run(main())
-    sanlock_daemon.wait(30)
+    daemon.wait(30)
 
 
 def test_importing_the_package_or_the_client_is_light() -> None:
