@@ -140,7 +140,7 @@ class _Race:
     def one_more(self, leader: Leader, chosen: Chosen) -> None:
         """Go on to the next version: a rival's late write may yet name it the owner of this one."""
         _, last_seen = chosen.seen
-        self.leader, self.sector = leader, chosen.sector
+        self.leader = leader
         self.lver += 1
         self.max_mbal = max(chosen.block.mbal, *(b.mbal for b in last_seen.values()), 0)
         self.erased = frozenset(host for host, b in last_seen.items() if b.erased)
@@ -194,6 +194,7 @@ def _decide(member: Member, scene: Scene, race: _Race, keep_mark: bool) -> Steps
                 return None
         else:
             member.ballots[lease.place] = mbal
+            race.sector = chosen.sector
             race.contested |= any(_took_part(seen_blocks, race.lver, race.erased) for seen_blocks in chosen.seen)
             return chosen
     raise BallotsExhausted(resource=lease.name, tries=MAX_BALLOTS)
