@@ -26,6 +26,7 @@ def parser() -> Parser:
     made.add_argument("--watchdog", choices=_KINDS, help="what stops this host's lease users if renewals stop")
     made.add_argument("--fire-timeout", metavar="SECONDS", type=int, help="the watchdog's, the same on all hosts")
     made.add_argument("--io-timeout", metavar="SECONDS", type=int, help="for lockspaces added without one")
+    made.add_argument("--kill-grace", metavar="SECONDS", type=int, help="from a failure's recovery on until SIGKILL")
     made.add_argument("--user", metavar="NAME", help="owner of the socket")
     made.add_argument("--group", metavar="NAME", help="group that may use the socket")
     made.add_argument("--admin-group", metavar="NAME", action="append", help="further groups that may do everything")
@@ -53,6 +54,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         "watchdog": options.watchdog,
         "watchdog_fire_timeout": options.fire_timeout,
         "io_timeout": options.io_timeout,
+        "kill_grace": options.kill_grace,
         "uname": options.user,
         "gname": options.group,
         "admin_groups": tuple(options.admin_group) if options.admin_group else None,
