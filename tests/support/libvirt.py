@@ -160,7 +160,9 @@ class Machine:
 
     def popen(self, argv: Sequence[str], **how: object) -> subprocess.Popen[bytes]:
         """Start a program in the machine; it has the pid that is returned, and ends with the machine."""
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        # sanlock's daemon needs no rights there that a container does not have
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "SANLOCK_PRIVILEGED": "0"}
+        environment.pop("SANLOCK_RUN_DIR", None)
         enter = ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", f"--wd={self.directory}", "--"]
         process = subprocess.Popen([*enter, *argv], env=environment, **how)  # type: ignore[call-overload]
         self._stack.callback(_end, process)
@@ -187,6 +189,31 @@ class Machine:
             argv = [sys.executable, "-m", "leases.cli.main", "virtlockd"]
             argv += ["--socket", socket_path, *options]
         return Daemon(self, f"virtlockd-{which}", argv, socket_path)
+
+    def start_sanlock(self, which: str) -> Daemon:
+        """The real sanlock daemon or ours, at the place where libvirt looks for it, without a watchdog."""
+        self.path("/run/sanlock").mkdir(exist_ok=True)
+        if which == REAL:
+            argv = [
+                "sanlock",
+                "daemon",
+                "-D",
+                "-w",
+                "0",
+                "-h",
+                "0",
+                "-l",
+                "0",
+                "-U",
+                "root",
+                "-G",
+                "root",
+                "-e",
+                "hostA",
+            ]
+        else:
+            argv = [sys.executable, "-m", "leases.cli.main", "daemon", "--watchdog", "none", "--host-name", "hostA"]
+        return Daemon(self, f"sanlock-{which}", argv, "/run/sanlock/sanlock.sock")
 
     def start_libvirtd(self, lock_manager: str, **plugin_settings: object) -> Libvirtd:
         """libvirtd with its QEMU driver, and this lock manager with these settings (qemu-LOCK_MANAGER.conf)."""
