@@ -95,11 +95,26 @@ class Scene:
         )
 
     def owner_went_on(self) -> bool:
-        """Whether the leader's owner itself began a later version: so it does not hold the leader's any more.
+        """Whether the owner of a leader that a competitor wrote has begun a later version: it does not hold this one.
 
         A ballot's first phase takes RELEASED away, and says this instead.
         """
-        return self.blocks.get(self.leader.owner_id, EMPTY_BLOCK).lver > self.leader.lver
+        leader = self.leader
+        if leader.write_id == leader.owner_id:
+            return False
+        return self.blocks.get(leader.owner_id, EMPTY_BLOCK).lver > leader.lver
+
+    def owner_overtaken(self) -> bool:
+        """Whether others decided later versions and the leader's owner itself shows that it does not hold this one.
+
+        So a late leader write is told from a later block that lies here by a write that went astray: in the first case
+        the owner has erased its block, or tries in vain for the next version.
+        """
+        leader = self.leader
+        own = self.blocks.get(leader.owner_id, EMPTY_BLOCK)
+        others = max((b.lver for host, b in self.blocks.items() if host != leader.owner_id), default=0)
+        tries = own.lver == leader.lver + 1 and not own.accepted
+        return self.leader_behind and others > leader.lver and (own.erased or tries)
 
     @property
     def short_hold(self) -> bool:

@@ -49,7 +49,7 @@ def _of_leader(scene: Scene, member: Member) -> Iterator[Claim]:
         return
     if not 1 <= leader.owner_id <= member.area.geometry.max_hosts:
         raise BadRecord(place=scene.lease.place, record=f"resource lease (owned by host {leader.owner_id})")
-    if not scene.owner_went_on():
+    if not scene.owner_went_on() and not scene.owner_overtaken():
         yield Claim(leader.owner_id, leader.owner_generation)
 
 
