@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import NoReturn
 
-from leases.cli import exit_codes
+from paxos.errors import InvalidUse
 
 MIB = 1024 * 1024
 
 
+class BadCommandLine(InvalidUse):
+    """`reason` is the parser's."""
+
+
 class Parser(argparse.ArgumentParser):
-    """Ends with exit code 64 and one line when it can't read the command line. Options are never guessed."""
+    """Raises BadCommandLine for what it can't read. Options are never guessed from their beginnings."""
 
     def __init__(self, prog: str | None = None, **how: object) -> None:
         super().__init__(prog=prog, allow_abbrev=False, **how)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        print(f"leasehold: {message} ({self.prog} --help)", file=sys.stderr)
-        sys.exit(exit_codes.USAGE)
+        raise BadCommandLine(reason=message, program=self.prog, advice=f"see {self.prog} --help")
 
 
 def size(text: str) -> int:

@@ -38,7 +38,7 @@ def as_facts(error: BaseException) -> dict[str, Any]:
             "name": error.name,
             "message": str(error),
             "advice": error.advice,
-            "facts": error.facts,
+            "facts": {name: value for name, value in error.facts.items() if name != "advice"},
         }
     code = -error.errno if isinstance(error, OSError) and error.errno else -UNAVAILABLE
     return {"code": code, "name": type(error).__name__, "message": _message(error), "advice": "", "facts": {}}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 
 from leases.cli import exit_codes
 from leases.cli.failure import report
@@ -52,13 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if words else exit_codes.USAGE
     if words[0] == "--version":
+        from importlib.metadata import version  # slow to import, and `leasehold daemon` is waited for
+
         print(f"leasehold {version('leasehold')}")
         return 0
     if words[0] not in GROUPS:
         print(f"leasehold: there is no command {words[0]!r}: it is one of {', '.join(GROUPS)}", file=sys.stderr)
         return exit_codes.USAGE
-    options = import_module(f"leases.cli.{words[0].replace('-', '_')}").parser().parse_args(words[1:])
+    as_json = "--json" in words
     try:
+        options = import_module(f"leases.cli.{words[0].replace('-', '_')}").parser().parse_args(words[1:])
+        as_json = getattr(options, "json", False)
         return int(options.do(options) or 0)
     except KeyboardInterrupt:
         return exit_codes.SIGNALLED + 2
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # who read us is gone; say nothing about it
         return exit_codes.SIGNALLED + 13
     except Exception as error:
-        return report(error, as_json=getattr(options, "json", False))
+        return report(error, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -196,6 +196,13 @@ def test_wrong_command_lines_end_with_64_and_one_line(cli: Any, path: str) -> No
         assert not Path(path).exists()
 
 
+def test_wrong_command_lines_are_told_as_json_too(cli: Any) -> None:
+    error = cli.json("lease", "show", code=64)["error"]
+    assert (error["name"], error["code"]) == ("EINVAL", -22)
+    assert "NAME" in error["message"]
+    assert error["advice"] == "see leasehold lease show --help"
+
+
 def test_help_is_at_hand_everywhere(cli: Any) -> None:
     for words in (["--help"], ["run", "--help"], ["volume", "create", "--help"], ["explain", "-h"]):
         helped = cli(*words)
