@@ -21,6 +21,7 @@ from leases.membership import Membership
 from paxos import host_lease
 from paxos.errors import (
     Aborted,
+    BadRecord,
     CannotOpen,
     HostIdInvalid,
     HostLeaseLost,
@@ -193,7 +194,7 @@ def _renewed(space: Space, event: events.Renewed) -> None:
 def _renewal_failed(space: Space, event: events.RenewalFailed) -> None:
     error, space.renewing.attempt = event.error, int(event.at)
     space.renewing.result = getattr(error, "code", -errno.EIO)
-    if isinstance(error, HostLeaseLost):
+    if isinstance(error, HostLeaseLost | BadRecord):
         space.corrupt_result = error.code
     if space.history:
         last = space.history.pop()
