@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -103,17 +105,19 @@ Hold = Callable[..., Holding]
 
 
 @pytest.fixture
-def hold(daemon: LeaseholdDaemon, tmp_path: Path) -> Iterator[Hold]:
+def hold(daemon: LeaseholdDaemon) -> Iterator[Hold]:
     started: list[Holding] = []
+    place = Path(tempfile.mkdtemp(dir="/tmp"))  # where anybody may write, unlike pytest's own
+    place.chmod(0o777)
 
     def start(style: str, *leases: str, uid: int = 0) -> Holding:
-        tmp_path.chmod(0o755)
-        started.append(Holding(daemon, tmp_path / f"notes{len(started)}", style, *leases, uid=uid))
+        started.append(Holding(daemon, place / f"notes{len(started)}", style, *leases, uid=uid))
         return started[-1]
 
     yield start
     for one in started:
         one.end()
+    shutil.rmtree(place)
 
 
 def client_of(daemon: LeaseholdDaemon) -> Client:
