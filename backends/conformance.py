@@ -52,6 +52,8 @@ class LockManagerConformance(ABC):
     """Subclass it with a name that pytest collects (`Test…`)."""
 
     patience = PATIENCE
+    #: whether it can be told of the guest's process after the locks were taken
+    adopts = True
 
     @abstractmethod
     def manager(self, host: int) -> LockManager:
@@ -333,6 +335,20 @@ class LockManagerConformance(ABC):
                 process.wait(self.patience)
                 assert guest.lost.wait(self.patience)
                 assert guest.lost.reason is not None
+        finally:
+            process.kill()
+            process.wait()
+
+    def test_a_guest_whose_process_is_known_only_later_is_stopped_as_well(self) -> None:
+        if not self.promises.stops_guests or not self.adopts:
+            return
+        process = self.start_process()
+        try:
+            with self.guest("vm1", "a") as guest:
+                guest.acquire()
+                guest.adopt(process.pid)
+                self.lose(self.disk("a"))
+                process.wait(self.patience)
         finally:
             process.kill()
             process.wait()

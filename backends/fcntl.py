@@ -80,6 +80,10 @@ class FcntlLocks(GuestLocks):
         self._keeper.start()
         self._started = True
 
+    def adopted(self, pid: int) -> None:
+        assert self._keeper is not None
+        self._keeper.adopt(pid)
+
     def end(self) -> None:
         self._started = False
         if self._keeper is not None:

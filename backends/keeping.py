@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from backends.patience import Call
 from leases.keeper.decisions import Holder, Stop, Vitals, stand_guard
@@ -86,6 +87,19 @@ class LockKeeper:
             self._connection.hold(owner.pid, group=owner.group, terminate=not program)
         else:
             self._connection.hold(os.getpid(), terminate=False)
+
+    def adopt(self, pid: int) -> None:
+        """Process `pid` is the guest, from now on instead of this process. Raises InvalidUse, WatchdogUnavailable."""
+        if self._connection is not None:
+            before = self.owner
+            self.owner = replace(before, pid=pid)
+            try:
+                self._hold()
+            except BaseException:
+                self.owner = before
+                raise
+            if not before.pid:
+                self._connection.unhold(os.getpid())
 
     def _let_go(self) -> None:
         with self._closed:

@@ -77,6 +77,8 @@ class User(Protocol):
 
     def release(self, lease: PlacedLease) -> None: ...
 
+    def adopt(self, pid: int) -> None: ...
+
     def end(self) -> None: ...
 
 
@@ -99,6 +101,18 @@ class PaxosLocks(GuestLocks):
 
     def end(self) -> None:
         self._user.end()
+
+    def adopted(self, pid: int) -> None:
+        self._user.adopt(pid)
+
+    def foreseen(self) -> str:
+        leases = []
+        for lease in filter(None, map(self._manager.place, self._lockable())):
+            self._manager.host.prepare(lease)
+            flags = ResourceFlag.SHARED if lease.shared else ResourceFlag.LVER
+            lver = 0 if lease.shared else self._manager.host.version(lease)
+            leases.append(PlacedLease(lease.lockspace, lease.name, lease.disks, int(flags), lver))
+        return format_state(leases).decode("utf-8", "surrogateescape")
 
     def take(self, resource: Resource, version: int | None) -> None:
         lease = self._manager.place(resource)

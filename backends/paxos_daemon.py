@@ -19,7 +19,7 @@ from leases.daemon.wire import Disk
 from leases.daemon.wire import Lockspace as PlacedLockspace
 from leases.daemon.wire import Resource as PlacedLease
 from leases.manager import OnFailure, Owner
-from paxos.errors import CannotOpen, LeaseholdError, LeaseLost, TryAgain
+from paxos.errors import CannotOpen, InvalidUse, LeaseholdError, LeaseLost, TryAgain
 
 #: how often, and how many seconds apart, joining is tried while the daemon is just leaving or joining
 _TRIES = 10
@@ -175,6 +175,10 @@ class DaemonUser:
         assert self._holder is not None
         with suppress(UnknownClient):  # it has ended, and the daemon released what it had
             self._holder.release(PlacedLease(lease.lockspace, lease.name, lease.disks))
+
+    def adopt(self, pid: int) -> None:
+        """Raises InvalidUse: the daemon knows only processes that registered themselves."""
+        raise InvalidUse(reason=f"the daemon can't be told that process {pid} uses the leases of another")
 
     def end(self) -> None:
         self._holder = None

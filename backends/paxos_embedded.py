@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from backends.paxos import LOCKSPACE
 from leases.daemon.statestring import parse_lockspace
@@ -168,12 +169,20 @@ class EmbeddedUser:
         held = lockspace.acquire_area(self._host.area(lease), shared=lease.shared, lver=version)
         try:
             if self._owner.pid:
-                held.add_holder(self._owner.pid, group=self._owner.group, kill_path=self._on_failure.program)
+                self._add_holder(held)
         except BaseException:
             held.release()
             raise
         self._leases[lease.lockspace, lease.name] = held
         return held.token.lver
+
+    def _add_holder(self, held: Lease) -> None:
+        held.add_holder(self._owner.pid, group=self._owner.group, kill_path=self._on_failure.program)
+
+    def adopt(self, pid: int) -> None:
+        self._owner = replace(self._owner, pid=pid)
+        for held in self._leases.values():
+            self._add_holder(held)
 
     def release(self, lease: PlacedLease) -> None:
         self._leases.pop((lease.lockspace, lease.name)).release()

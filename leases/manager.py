@@ -22,7 +22,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.metadata import EntryPoint, entry_points
 from types import TracebackType
@@ -216,6 +216,25 @@ class GuestLocks(ABC):
 
     def end(self) -> None:  # noqa: B027
         """Called when all were given back, or none could be taken."""
+
+    def adopt(self, pid: int) -> None:
+        """The guest's process is known now: it uses the locks instead of this process, and is stopped when they are
+        lost. Raises NotHeld, InvalidUse if there is no such process, WatchdogUnavailable.
+        """
+        with self._lock:
+            if not self.held:
+                raise NotHeld(resource=f"what {self.owner.name} uses")
+            self.adopted(pid)
+            self.owner = replace(self.owner, pid=pid)
+
+    def adopted(self, pid: int) -> None:  # noqa: B027
+        """See `adopt`; for lock managers that stop guests."""
+
+    def foreseen(self) -> str:
+        """The state that whoever holds the resources now would give back: for who is to take over from them and has
+        no other way to learn it. "" where the lock manager has none. Raises as `acquire`.
+        """
+        return ""
 
     def state_of(self, resources: Sequence[Resource]) -> str:
         """The state to hand over for resources that are held now; "" where the lock manager has none."""

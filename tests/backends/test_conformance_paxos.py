@@ -84,6 +84,8 @@ class TestEmbedded(_OnVolumes):
 class TestThroughSanlock(_OnVolumes):
     """One daemon a host, as libvirt has it."""
 
+    adopts = False
+
     daemons: ClassVar[dict[int, SanlockDaemon]]
 
     @classmethod
