@@ -7,6 +7,7 @@ drives one, `ctrl_c_waits` lets it come to a place where it merely waits.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,8 +65,12 @@ class Engines:
             self._idle.pop().close()
 
     def __del__(self) -> None:
-        """An engine that nobody closes keeps its memory and its context in the kernel."""
-        self._close_idle()
+        """An engine that nobody closes keeps its memory and its context in the kernel.
+
+        Not at the interpreter's end: a thread that is stopped then may have one of the locks for good.
+        """
+        if not sys.is_finalizing():
+            self._close_idle()
 
 
 class CtrlC:
