@@ -24,7 +24,7 @@ from paxos.errors import CannotOpen, LeaseholdError, NotJoined
 from paxos.geometry import Geometry, Place
 from paxos.host_lease import probe
 from paxos.lease_area import LeaseArea, read_leader
-from paxos.liveness import LockspaceArea
+from paxos.lockspace_area import LockspaceArea
 from paxos.records import Leader, fresh_lockspace, fresh_resource
 from paxos.steps import Steps, read
 from paxos.timing import DEFAULT_IO_TIMEOUT

@@ -16,7 +16,7 @@ from paxos.geometry import Geometry, Place
 from paxos.index import Entries, Index, open_index, read_entries
 from paxos.index_records import ENTRY_LENGTH, IndexEntry
 from paxos.lease_area import LeaseArea, survey
-from paxos.liveness import LockspaceArea
+from paxos.lockspace_area import LockspaceArea
 from paxos.records import DELTA_MAGIC, Leader, Request, name_of, verify_paxos
 from paxos.steps import Steps, read
 from paxos.timing import DEFAULT_IO_TIMEOUT

@@ -16,7 +16,7 @@ from leases.keeper.watchdog import boot_time
 from leases.lease import Lease
 from paxos.errors import LeaseholdError, WatchdogUnavailable
 from paxos.host_lease import Beacon, Renewal
-from paxos.liveness import Observation
+from paxos.lockspace_area import Observation
 from paxos.records import Leader
 from paxos.resource import Held
 

@@ -18,7 +18,7 @@ from paxos.disk.abort import AbortSignal
 from paxos.errors import HostIdBusy, HostIdInvalid, InvalidUse, LeaseholdError, NoFreeHostId
 from paxos.geometry import Place
 from paxos.host_lease import MAX_OWNER_NAME, Progress
-from paxos.liveness import LockspaceArea
+from paxos.lockspace_area import LockspaceArea
 from paxos.steps import Steps, read
 from paxos.timing import DEFAULT_IO_TIMEOUT, MAX_IO_TIMEOUT, Timing
 

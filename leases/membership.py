@@ -41,7 +41,8 @@ from paxos.disk.device import Device, Devices
 from paxos.disk.engine import Engine
 from paxos.errors import Aborted, DiskError, InvalidUse, LeaseholdError, NotJoined, WatchdogUnavailable
 from paxos.host_lease import HostLease, Progress
-from paxos.liveness import HostTable, LockspaceArea, Member
+from paxos.liveness import HostTable, Member
+from paxos.lockspace_area import LockspaceArea
 from paxos.steps import Steps, now
 from paxos.timing import Timing
 

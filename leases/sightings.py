@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from leases.keeper.watchdog.base import boot_time
 from paxos.area import belonging, decode_lockspace
 from paxos.lease_area import LeaseArea, Scene, survey
-from paxos.liveness import HostState, LockspaceArea
+from paxos.liveness import HostState
+from paxos.lockspace_area import LockspaceArea
 from paxos.owners import owners
 from paxos.records import name_of
 from paxos.steps import Steps, now, read, sleep

@@ -32,7 +32,7 @@ from paxos.geometry import Geometry, Place
 from paxos.host_lease import Progress, probe
 from paxos.index import Entries, Index, open_index, read_entries
 from paxos.lease_area import LeaseArea, read_leader
-from paxos.liveness import LockspaceArea
+from paxos.lockspace_area import LockspaceArea
 from paxos.steps import Steps
 from paxos.timing import DEFAULT_FIRE_TIMEOUT, DEFAULT_IO_TIMEOUT
 

@@ -25,7 +25,7 @@ from paxos.errors import (
     SectorSizeError,
 )
 from paxos.geometry import PROBE_LENGTH, Geometry, Place
-from paxos.liveness import LockspaceArea
+from paxos.lockspace_area import LockspaceArea
 from paxos.records import (
     DELTA_MAGIC,
     Leader,

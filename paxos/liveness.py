@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from paxos.area import calling, decode_lockspace
 from paxos.errors import StaleRead
-from paxos.geometry import Geometry, Place
+from paxos.geometry import Place
+from paxos.lockspace_area import LockspaceArea, Observation
 from paxos.records import DELTA_MAGIC, name_of, pack_name
 from paxos.timing import Timing, judging_io_timeout
 
@@ -28,15 +29,6 @@ class Dice(Protocol):
     """Randomness is handed in: `random.Random` is one."""
 
     def uniform(self, low: float, high: float, /) -> float: ...
-
-
-@dataclass(frozen=True, slots=True)
-class LockspaceArea:
-    """A lockspace on a disk: its name (bytes, at most 48), where it is, its sizes."""
-
-    name: bytes
-    place: Place
-    geometry: Geometry
 
 
 class HostState(IntEnum):
@@ -67,17 +59,6 @@ class HostHistory:
     def dead_at(self, fire_timeout: float) -> float:
         """From then on (our clock) this host's watchdog has fired, unless it renews again."""
         return (self.last_live or self.first_check) + Timing(self.io_timeout, fire_timeout).host_dead
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What one examination found."""
-
-    changed: tuple[int, ...]
-    #: hosts that changed and whose bitmap has our bit: "look at me"
-    calling: tuple[int, ...]
-    #: seconds that other hosts' clocks moved more than ours since the examination before; 0 if about alike
-    paused_for: float
 
 
 class HostTable:

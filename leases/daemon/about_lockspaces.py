@@ -30,7 +30,7 @@ from paxos.errors import (
     LockspaceNameError,
 )
 from paxos.geometry import Place
-from paxos.liveness import LockspaceArea
+from paxos.lockspace_area import LockspaceArea
 from paxos.timing import MAX_IO_TIMEOUT, Timing
 
 if TYPE_CHECKING:

@@ -22,14 +22,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from paxos.errors import BadRecord, DiskError, HostLeaseLost, LeaseholdError, ReleaseOwner
 from paxos.host_lease import Beacon, HostLease, Renewal, renew
-from paxos.liveness import Member, Observation
-from paxos.resource import Held, verify_held
+from paxos.lockspace_area import Observation
 from paxos.steps import Steps, now, sleep
 from paxos.timing import MAX_KILLS, RENEWAL_PAUSE, Timing
+
+if TYPE_CHECKING:
+    from paxos.liveness import Member
+    from paxos.resource import Held
 
 #: how often recovery looks at the holders, and how far apart two signals to one holder are (seconds)
 RECOVERY_TICK = 0.2
@@ -166,7 +169,7 @@ def keep_renewing(lease: HostLease, member: Member, vitals: Vitals, hands: Hands
             hands.renewal_failed(trouble)
         else:
             vitals.check_late(lease.last_success)
-            if paused_for and (yield from _check_leases(member, hands, paused_for)):
+            if paused_for and (yield from check_leases(member, hands, paused_for)):
                 paused_for = 0.0
             vitals.trouble = None
             if vitals.failure is None:  # else nothing may be put off any more, least of all the watchdog
@@ -180,12 +183,14 @@ class Paused(LeaseholdError):
     advice = "others may have written to the storage; check it before the guest is started again"
 
 
-def _check_leases(member: Member, hands: Hands, paused_for: float) -> Steps[bool]:
+def check_leases(member: Member, hands: Hands, paused_for: float) -> Steps[bool]:
     """Others' clocks moved far more than ours: look at every lease before anything else goes on. Whether all were seen.
 
     Better than the reference, where a virtual machine that is stopped and resumed after a take-over keeps its
     leases for good: its clock and its watchdog stood still with it.
     """
+    from paxos.resource import verify_held  # needs numpy, which a process that only renews does without
+
     all_seen = True
     for held in list(hands.held()):
         try:

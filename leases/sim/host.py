@@ -23,7 +23,8 @@ from paxos import host_lease, resource
 from paxos.errors import DiskError, HeldElsewhere, IOTimeout, LeaseholdError, TryAgain
 from paxos.host_lease import HostLease, Renewal
 from paxos.lease_area import LeaseArea
-from paxos.liveness import HostTable, LockspaceArea, Member, Observation
+from paxos.liveness import HostTable, Member
+from paxos.lockspace_area import LockspaceArea, Observation
 from paxos.resource import Held, Want
 from paxos.settle import pending_of, settle
 from paxos.steps import Pending, Sleep, Steps, Write, reap

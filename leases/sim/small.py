@@ -14,7 +14,8 @@ from paxos import resource
 from paxos.errors import DiskError, LeaseholdError
 from paxos.leader import Leader
 from paxos.lease_area import LeaseArea
-from paxos.liveness import HostHistory, LockspaceArea, Member
+from paxos.liveness import HostHistory, Member
+from paxos.lockspace_area import LockspaceArea
 from paxos.settle import pending_of, settle
 from paxos.steps import Pending, Steps
 from paxos.timing import Timing

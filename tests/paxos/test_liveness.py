@@ -11,7 +11,8 @@ import pytest
 
 from paxos.errors import StaleRead
 from paxos.geometry import MAX_HOSTS, MIB, Geometry, Place
-from paxos.liveness import HostState, HostTable, LockspaceArea, Observation
+from paxos.liveness import HostState, HostTable
+from paxos.lockspace_area import LockspaceArea, Observation
 from paxos.records import Leader, bitmap_of, fresh_lockspace
 from paxos.timing import Timing
 from tests.paxos.golden import image

@@ -12,7 +12,8 @@ from paxos.errors import DiskError
 from paxos.geometry import MIB, Geometry, Place
 from paxos.host_lease import Beacon, HostLease, Renewal
 from paxos.lease_area import LeaseArea, Scene, survey
-from paxos.liveness import HostTable, LockspaceArea, Member, Observation
+from paxos.liveness import HostTable, Member
+from paxos.lockspace_area import LockspaceArea, Observation
 from paxos.owners import Owner, owners
 from paxos.records import Block, Leader, fresh_lockspace, fresh_resource
 from paxos.resource import Held, Want

@@ -20,7 +20,7 @@ from leases.keeper.decisions import (
 )
 from paxos.errors import DiskError, LeaderChecksumError, LeaseholdError, RenewDiff, RenewOwner
 from paxos.host_lease import Beacon, Renewal
-from paxos.liveness import Observation
+from paxos.lockspace_area import Observation
 from paxos.records import bitmap_hosts
 from paxos.resource import Held
 from paxos.steps import Read, Write
