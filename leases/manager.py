@@ -411,17 +411,22 @@ def registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
-def open_manager(name: str, **settings: Any) -> LockManager:
-    """The lock manager called `name`, with its settings. Raises InvalidUse if there is none, or for a bad setting."""
+def manager_class(name: str) -> type[LockManager]:
+    """The class of the lock manager called `name`. Raises InvalidUse if there is none."""
     points = registered()
     if name not in points:
         raise InvalidUse(reason=f"no lock manager is called {name!r}; there are {', '.join(sorted(points))}")
-    kind = points[name].load()
+    kind: type[LockManager] = points[name].load()
+    return kind
+
+
+def open_manager(name: str, **settings: Any) -> LockManager:
+    """The lock manager called `name`, with its settings. Raises InvalidUse if there is none, or for a bad setting."""
+    kind = manager_class(name)
     try:
-        manager: LockManager = kind(**settings)
+        return kind(**settings)
     except TypeError as error:
         raise InvalidUse(reason=f"the lock manager {name} can't be set up so: {error}") from error
-    return manager
 
 
 def service(name: str) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from leases.cli import exit_codes
 from leases.cli.arguments import Parser, add_volume, positive, seconds
 from leases.cli.child import CannotExecute, Child, missing
 from leases.cli.failure import one_line
+from leases.cli.guest import add_lock_manager, check_lock_manager
 from leases.cli.notices import Notices, held_line, say
 from leases.cli.signals import Signals
 from paxos.errors import Aborted, HeldElsewhere, LeaseholdError, ReleaseOwner
@@ -60,6 +61,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--watchdog", choices=WATCHDOGS, default="guardian", help="what stops COMMAND if the lease can't be renewed"
     )
+    add_lock_manager(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="do not say what is waited for")
     parser.set_defaults(do=run)
     return parser
@@ -67,6 +69,7 @@ def parser() -> Parser:
 
 def run(options: Namespace) -> int:
     """Returns the exit code. LeaseholdError as long as the command did not start."""
+    check_lock_manager(options)
     number = missing(options.command[0])
     if number is not None:
         return _not_executed(CannotExecute(options.command[0], number))
@@ -83,6 +86,10 @@ def run(options: Namespace) -> int:
 
 def _run(options: Namespace, child: Child, signals: Signals) -> int:
     # only now: the process must not have threads before the fork, and what is imported here may start some
+    if options.lock_manager:
+        from leases.cli.guest_run import run_guest
+
+        return run_guest(options, child, signals)
     from leases.cli.supervision import Supervision
     from leases.embedded import embedded_volume, ensure_lease
     from leases.keeper.watchdog import open_watchdog

@@ -12,12 +12,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from leases.cli.child import Child
 from leases.cli.failure import one_line
 from leases.cli.signals import FORWARDED, Signals
 from leases.cli.terminal import Terminal
-from leases.lease import Lease
+from leases.manager import Loss
 
 #: seconds between two looks at the lease and at what the command left behind
 TICK = 0.2
@@ -25,10 +26,20 @@ TICK = 0.2
 LEFTOVERS_NOTICED = 1.0
 
 
+class Kept(Protocol):
+    """What the command runs under: a lease, or a guest's locks. `resource`: what people call it."""
+
+    @property
+    def resource(self) -> str: ...
+
+    @property
+    def lost(self) -> Loss: ...
+
+
 class Supervision:
     """One command under one lease. `say` tells the user a line."""
 
-    def __init__(self, child: Child, lease: Lease, signals: Signals, say: Callable[[str], None]) -> None:
+    def __init__(self, child: Child, lease: Kept, signals: Signals, say: Callable[[str], None]) -> None:
         self.child = child
         self.lease = lease
         self.signals = signals
