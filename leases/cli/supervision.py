@@ -47,6 +47,8 @@ class Supervision:
         self.say = say
         #: why the lease was lost, None as long as it is ours
         self.lost: str | None = None
+        #: it was stopped because it is not in the foreground of the terminal
+        self._wants_terminal = False
 
     def run(self, environment: Mapping[str, str]) -> None:
         """Set the command off; returns when it and all of its process group have ended. Raises CannotExecute."""
@@ -71,12 +73,15 @@ class Supervision:
         status = self.child.poll()
         if status is not None and os.WIFSTOPPED(status):
             self._stopped(os.WSTOPSIG(status))
+        # a shell that puts us in the foreground need not tell us
+        if self._wants_terminal and self.terminal.offer(self.child.pid):
+            self._wants_terminal = False
+            self.child.signal(signal.SIGCONT)
         self._check_lease()
 
     def _stopped(self, number: int) -> None:
         if number in (signal.SIGTTIN, signal.SIGTTOU):
-            if self.terminal.offer(self.child.pid):  # else it waits until a shell puts us in the foreground
-                self.child.signal(signal.SIGCONT)
+            self._wants_terminal = True
         elif number == signal.SIGTSTP:
             self._refuse_to_stop()
             self.child.signal(signal.SIGCONT)

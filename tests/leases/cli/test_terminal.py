@@ -125,3 +125,19 @@ def test_in_a_script_the_command_gets_the_terminal_when_it_reads(
     shown.type("more\n")
     shown.wait_for("and more")
     assert shown.end() == 0
+
+
+def test_a_shell_brings_it_to_the_foreground_again(cli: Any, volume: Any, screen: Callable[..., Screen]) -> None:
+    words = " ".join(cli.argv("run", "-q", "--volume", volume.path, volume.lease()))
+    shown = screen("bash", "--norc", "--noprofile", "-i")
+    shown.type(f"PS1='$ '; {words} -- sh -c 'echo rea''dy; read line; echo g''ot $line' &\n")
+    shown.wait_for("ready")
+    shown.text = ""
+    shown.type("fg\n")
+    shown.wait_for("run -q")  # the shell says what it brings back
+    shown.type("word\n")
+    shown.wait_for("got word")
+    shown.type("echo code $?\n")
+    shown.wait_for("code 0")
+    shown.type("exit\n")
+    assert shown.end() == 0
