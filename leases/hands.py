@@ -70,11 +70,8 @@ class KeeperHands:
 
     def renewed(self, renewal: Renewal, expires: float) -> None:
         membership = self._membership
-        try:
-            membership.connection.renew(membership.vitals.last_success, expires)
-        except WatchdogUnavailable as trouble:
-            membership.tell(events.RenewalFailed, error=trouble)
-        self._set_beacon()
+        self._move_expiry()
+        self.set_beacon()
         membership.tell(
             events.Renewed,
             read_seconds=renewal.read_seconds,
@@ -84,9 +81,18 @@ class KeeperHands:
         )
 
     def renewal_failed(self, error: LeaseholdError) -> None:
-        self._membership.tell(events.RenewalFailed, error=error)
-        if self._membership.vitals.failure is not None:
-            self._membership.wake_guard()
+        membership = self._membership
+        membership.tell(events.RenewalFailed, error=error)
+        if membership.vitals.failure is not None:
+            self._move_expiry()
+            membership.wake_guard()
+
+    def _move_expiry(self) -> None:
+        membership = self._membership
+        try:
+            membership.connection.renew(membership.vitals.last_success, membership.vitals.expires)
+        except WatchdogUnavailable as trouble:
+            membership.tell(events.RenewalFailed, error=trouble)
 
     def held(self) -> Iterable[Held]:
         """Asked when we stood still: operations that are under way may rest on what they read before that."""
@@ -152,7 +158,7 @@ class KeeperHands:
     def call(self, host_id: int) -> None:
         """Ask for the attention of a host, for a while."""
         self._calls[host_id] = boot_time() + self._membership.timing.bitmap_life
-        self._set_beacon()
+        self.set_beacon()
 
     def send(self, event: tuple[int, int, int], host_id: int) -> None:
         self._event = event
@@ -162,9 +168,10 @@ class KeeperHands:
         """Do not ask for the attention of a host any more, and tell the others this."""
         self._event = event
         self._calls.pop(host_id, None)
-        self._set_beacon()
+        self.set_beacon()
 
-    def _set_beacon(self) -> None:
+    def set_beacon(self) -> None:
+        """What goes out with the next renewal: whom we still call, and the event."""
         at = boot_time()
         called = frozenset(host_id for host_id, until in list(self._calls.items()) if until > at)
         self._membership.vitals.beacon = Beacon(called, self._event)

@@ -22,6 +22,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from leases import events
 from leases.aborting import passing_on
@@ -51,6 +52,19 @@ _PATIENCE = 2
 _DISARM_TRIES = 3
 #: transfers of the renewal's engine: one at a time, and a few that are overdue
 _RENEWAL_CAPACITY = 16
+
+
+class Renewing(Protocol):
+    """What renews a host lease, wherever it does that."""
+
+    @property
+    def aborted(self) -> bool: ...
+
+    def abort(self, reason: str) -> None: ...
+
+    def is_alive(self) -> bool: ...
+
+    def join(self, timeout: float | None = None) -> None: ...
 
 
 class Membership:
@@ -102,7 +116,7 @@ class Membership:
         self._host_lease: HostLease | None = None
         self._member: Member | None = None
         self._guard: Guard | None = None
-        self._renewal: RenewalThread | None = None
+        self._renewal: Renewing | None = None
 
     # --------------------------------------------------------------------------------------------- joining
 
@@ -114,9 +128,10 @@ class Membership:
         """
         try:
             engine = Engine(self._open_devices(), capacity=_RENEWAL_CAPACITY)
-            self._renewal = RenewalThread(self.name, engine, self._live(progress), self._renewal_ended)
-            with passing_on(abort, to=self._renewal.abort):
-                self._begin(self._renewal)
+            renewal = RenewalThread(self.name, engine, self._live(progress), self._renewal_ended)
+            self._renewal = renewal
+            with passing_on(abort, to=renewal.abort):
+                self._begin(renewal)
             if self._start_failure is not None:
                 raise self._start_failure
             if abort.reason is not None:
@@ -167,16 +182,21 @@ class Membership:
             self._disarm()
             yield from host_lease.release(lease, self.timing)
             raise
-        self.generation = lease.generation
         self._host_lease = lease
+        member = self._is_member(lease.generation)
+        yield from keep_renewing(lease, member, self.vitals, self.hands)
+
+    def _is_member(self, generation: int) -> Member:
+        """The host id is taken and the watchdog armed: from now on leases can be had."""
+        self.generation = generation
         dice = random.Random()
-        self._member = Member(self.area, self.host_id, lease.generation, self.timing, self.hosts, dice)
+        self._member = Member(self.area, self.host_id, generation, self.timing, self.hosts, dice)
         self._guard = Guard(self.name, stand_guard(self.vitals, self.hands), self._guard_ended)
         self._guard.start()
         self.attendant.start()
         self._joined = True
         self._began.set()
-        yield from keep_renewing(lease, self._member, self.vitals, self.hands)
+        return self._member
 
     def _renewal_ended(self, failure: BaseException | None) -> None:
         if not self._joined:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from leases import events
 from leases.daemon.about_hosts import deliver
 from leases.daemon.call import Call, Refused, Reply, Task, Wait, work
+from leases.daemon.kept_membership import KeptMembership
 from leases.daemon.leaving import leave
 from leases.daemon.numbers import AddFlag, InquireLockspaceFlag, RemoveFlag
 from leases.daemon.spaces import OK, RenewalRecord, Space, SpaceState
@@ -17,7 +18,6 @@ from leases.daemon.users import ClientUsers
 from leases.daemon.wire import EventMessage, HostEvent, Lockspace
 from leases.engines import Engines
 from leases.lockspace import Lockspace as JoinedLockspace
-from leases.membership import Membership
 from paxos import host_lease
 from paxos.errors import (
     Aborted,
@@ -136,11 +136,12 @@ def _join(daemon: Daemon, space: Space) -> JoinedLockspace:
         settings.renewal_read_extend_sec,
     )
     area = LockspaceArea(name, place, geometry)
-    membership = Membership(area, wire.host_id, daemon.host_name, timing, daemon.watchdog())
+    link, watchdog = daemon.keeper()
+    membership = KeptMembership(area, wire.host_id, daemon.host_name, timing, watchdog, link)
     membership.uses.users = ClientUsers(daemon, space)
     membership.announcer.hooks.append(lambda event: daemon.loop.post(partial(_happened, daemon, space, event)))
     lockspace = JoinedLockspace(membership, None)
-    space.lockspace = lockspace
+    space.lockspace, space.membership = lockspace, membership
     membership.start(_no_progress, space.abort)
     return lockspace
 

@@ -21,7 +21,7 @@ from leases.daemon.shapes import Shape
 
 Handler = Callable[[Call], Outcome]
 
-#: imported at once; and only when the daemon listens
+#: modules with handlers: those that are quick to import, and those that need numpy
 LIGHT = ("about_processes", "about_daemon", "about_hosts")
 HEAVY = ("about_lockspaces", "about_leases", "about_values", "about_requests", "about_volumes", "about_index")
 

@@ -6,6 +6,7 @@ import os
 import resource
 import secrets
 import signal
+import threading
 import time
 import traceback
 from contextlib import suppress
@@ -34,9 +35,11 @@ from paxos.errors import LeaseholdError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from leases.keeper.watchdog import Watchdog
+    from leases.daemon.keeper_link import KeeperLink, KeptWatchdog
 
 _MAX_HOST_NAME = 47
+#: seconds between two beats; the keeper misses us after ten of them
+_BEAT = 0.5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -59,7 +62,9 @@ class Daemon:
         self.server = Server(self, self.loop, self.workers, self.clients)
         self.listener_fd = -1
         self.ending = False
-        self._watchdog: Watchdog | None = None
+        self._link: KeeperLink | None = None
+        self._watchdog: KeptWatchdog | None = None
+        self._keeper_lock = threading.Lock()
 
     # ------------------------------------------------------------------------------------------------- running
 
@@ -75,7 +80,8 @@ class Daemon:
         self.loop.watch(self.helper.fileno(), READ, self._helper_gone)
         self.journal.info("listening", run_dir=run_dir.path, host=self.host_name, pid=os.getpid())
         tell_systemd("READY=1")
-        self.server.run_in_worker(_import_the_rest, self._imported)
+        self.server.run_in_worker(self.keeper, self._started)
+        self.server.run_in_worker(_import_the_rest, self._started)
         try:
             self.loop.run()
         finally:
@@ -83,8 +89,10 @@ class Daemon:
             tell_systemd("STOPPING=1")
             self.journal.close()
 
-    def _imported(self, _result: object, failure: BaseException | None) -> None:
-        if failure is not None:
+    def _started(self, _result: object, failure: BaseException | None) -> None:
+        if isinstance(failure, LeaseholdError):  # said again to whoever needs it
+            self.journal.error("not ready for lockspaces", reason=failure)
+        elif failure is not None:
             self.fault(failure, "starting")
 
     def _signalled(self, number: int, _frame: object) -> None:
@@ -187,7 +195,7 @@ class Daemon:
         self.loop.watch(self.helper.fileno(), READ, self._helper_gone)
         self.journal.error("the process for kill paths was gone: started another", pid=self.helper.pid)
 
-    # --------------------------------------------------------------------------------------------- watchdog
+    # ---------------------------------------------------------------------------------- the keeper process
 
     @property
     def kill_grace(self) -> int:
@@ -197,13 +205,42 @@ class Daemon:
         fire = self.settings.watchdog_fire_timeout
         return 40 if fire >= 60 else 15 if fire >= 30 else 0
 
-    def watchdog(self) -> Watchdog:
-        """One for all lockspaces. Called by workers. Raises WatchdogUnavailable."""
-        if self._watchdog is None:
-            from leases.keeper.watchdog import open_watchdog
+    def keeper(self) -> tuple[KeeperLink, KeptWatchdog]:
+        """The process that renews, and its watchdog. Called by workers. Raises WatchdogUnavailable, KeeperGone."""
+        from leases.daemon.keeper_link import KeeperLink, KeptWatchdog
 
-            self._watchdog = open_watchdog(self.settings.watchdog, self.settings.watchdog_fire_timeout)
-        return self._watchdog
+        settings = self.settings
+        with self._keeper_lock:
+            if self._link is None:
+                lock_memory = settings.mlock_level > 0
+                self._link = KeeperLink.start(
+                    settings.run_dir, 0.0, settings.high_priority, lock_memory, self._keeper_ended
+                )
+                self.journal.info("keeper process started", pid=self._link.pid)
+                for refusal in self._link.refused:
+                    self.journal.warning("keeper process", refused=refusal)
+                self.loop.post(self._beat)
+            if self._watchdog is None:
+                self._watchdog = KeptWatchdog(self._link, settings.watchdog, settings.watchdog_fire_timeout)
+                self.journal.info("watchdog", kind=self._watchdog.force, is_=self._watchdog.describe())
+            return self._link, self._watchdog
+
+    def _beat(self) -> None:
+        """Tell the keeper that this loop still runs, and what has changed."""
+        link = self._link
+        if link is None:
+            return
+        memberships = [space.membership for space in self.spaces if space.membership is not None]
+        news = [(membership, told) for membership in memberships if (told := membership.news()) is not None]
+        if not link.beat([told for _, told in news]):
+            for membership, _ in news:
+                membership.untold()
+        self.loop.after(_BEAT, self._beat)
+
+    def _keeper_ended(self) -> None:
+        """Its lockspaces have been told. The next one gets a new process."""
+        self.journal.error("the keeper process has ended")
+        self._link = self._watchdog = None
 
 
 def owner_ids(settings: Settings) -> tuple[int, int]:
@@ -248,6 +285,6 @@ def _import_the_rest() -> float:
     from importlib import import_module
 
     begun = time.monotonic()
-    for module in commands.HEAVY:
+    for module in (*commands.LIGHT, *commands.HEAVY):
         import_module(f"leases.daemon.{module}")
     return time.monotonic() - begun

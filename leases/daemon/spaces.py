@@ -22,6 +22,7 @@ from leases.daemon.wire import Lockspace as WireLockspace
 from paxos.disk.abort import AbortSignal
 
 if TYPE_CHECKING:
+    from leases.daemon.kept_membership import KeptMembership
     from leases.lockspace import Lockspace
 
 #: a result in the status texts that means success
@@ -74,6 +75,7 @@ class Space:
     history: deque[RenewalRecord]
     state: SpaceState = SpaceState.ADDING
     lockspace: Lockspace | None = None
+    membership: KeptMembership | None = None
     abort: AbortSignal = field(default_factory=AbortSignal)
     acquiring: Outcomes = field(default_factory=Outcomes)
     renewing: Outcomes = field(default_factory=Outcomes)

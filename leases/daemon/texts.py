@@ -11,6 +11,7 @@ from leases.daemon.numbers import PROTOCOL, StateType
 from leases.daemon.spaces import RenewalRecord, Space, SpaceState
 from leases.daemon.tokens import Token, TokenState
 from leases.daemon.wire import Lockspace, Resource, State, state_text
+from leases.keeper import jitter
 
 if TYPE_CHECKING:
     from leases.daemon.daemon import Daemon
@@ -120,6 +121,8 @@ def space_record(daemon: Daemon, space: Space) -> bytes:
         "renewal_last_attempt": space.renewing.attempt,
         "renewal_last_success": space.renewing.success,
     }
+    if space.membership is not None and space.membership.late:  # beyond what the reference tells
+        text["renewal_late_ms"] = jitter.shown(space.membership.late)
     shown = Lockspace(space.name, space.wire.host_id, space.wire.disk)
     return record(StateType.LOCKSPACE, text, shown.pack(), data64=space.wire.host_id, name=space.name)
 

@@ -286,6 +286,7 @@ def _states(body: bytes) -> Iterator[tuple[Any, ...]]:
         text = body[at : at + state.text_length]
         at += state.text_length
         values = parse_state_text(text)
+        values.pop("renewal_late_ms", None)  # which the reference does not tell
         fixed = {key: value for key, value in values.items() if key not in _VARYING}
         keys = tuple(values)
         yield ("state", state.type, state.name, text.endswith(b"\0"), keys, tuple(sorted(fixed.items())))
