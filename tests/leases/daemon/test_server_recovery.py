@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -63,7 +64,7 @@ class Holding:
         notes.touch()
         notes.chmod(0o666)
         argv = [sys.executable, "-c", _HOLDER, str(daemon.socket_path), str(notes), style, str(uid), *leases]
-        self.process = subprocess.Popen(argv, cwd=ROOT)
+        self.process = subprocess.Popen(argv, cwd=ROOT, start_new_session=True)
         until(lambda: self.notes[:1] == ["holds"])
 
     @property
@@ -73,6 +74,10 @@ class Holding:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    def end_children(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def until(true: Callable[[], bool], seconds: float = 25.0) -> None:
@@ -117,6 +122,7 @@ def hold(daemon: LeaseholdDaemon) -> Iterator[Hold]:
     yield start
     for one in started:
         one.end()
+        one.end_children()
     shutil.rmtree(place)
 
 
