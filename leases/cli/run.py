@@ -32,13 +32,11 @@ class RunParser(Parser):
     """Everything after the first `--` is the command's."""
 
     def parse_args(self, words: Sequence[str]) -> Namespace:  # type: ignore[override]
-        ours, dashes, command = list(words), "", []
-        if "--" in ours:
-            place = ours.index("--")
-            ours, dashes, command = ours[:place], "--", ours[place + 1 :]
+        place = list(words).index("--") if "--" in words else len(words)
+        ours, command = list(words[:place]), list(words[place + 1 :])
+        if not command and not {"-h", "--help"} & set(ours):
+            self.error("which command? write it after --")
         options = super().parse_args(ours)
-        if not command:
-            self.error("which command? write it after --" if not dashes else "there is no command after --")
         options.command = command
         return options
 
