@@ -70,6 +70,8 @@ class HostLease:
     last_success: float
     #: the record that was there before ours
     previous: Leader
+    #: `last_success` as it was before the last renewal: the one that a later renewal's check has confirmed
+    confirmed_success: float
     #: whether `record` is surely what is on the disk
     certain: bool = True
     #: a renewal's read that timed out and was not given back yet
@@ -158,7 +160,9 @@ def acquire(
         resource_name=replace_name(found.resource_name, owner_name),
     )
     yield from _write_sector(area, host_id, _with_bitmap(record.into(sector), _NO_BITS), timing.io_timeout)
-    lease = HostLease(area, host_id, record.owner_generation, record, started, previous=found)
+    lease = HostLease(
+        area, host_id, record.owner_generation, record, started, previous=found, confirmed_success=started
+    )
     progress("settling: a rival for this host id would have written by then", other.join_settle)
     try:
         yield from sleep(other.join_settle)
@@ -223,7 +227,7 @@ def renew(lease: HostLease, timing: Timing, beacon: Beacon, examine: Examine) ->
     lease.record = record
     yield from _write_sector(area, lease.host_id, new_sector, timing.renewal_write)
     lease.certain = True
-    lease.last_success = written_at
+    lease.confirmed_success, lease.last_success = lease.last_success, written_at
     done = yield from now()
     return Renewal(record.timestamp, written_at - start, done - written_at, healed)
 

@@ -118,7 +118,7 @@ class KeptMembership(Membership):
         elif what == "renewed":
             self._renewed(message)
         elif what == "failed":
-            self._failed(unpack_error(message["error"]), message["dead"])
+            self._failed(unpack_error(message["error"]), message["dead"], message["success"])
         elif what == "ended":
             self._renewals_ended(unpack_error(message["error"]) if "error" in message else None)
 
@@ -165,10 +165,11 @@ class KeptMembership(Membership):
             healed=message["healed"],
         )
 
-    def _failed(self, error: LeaseholdError, dead: bool) -> None:
+    def _failed(self, error: LeaseholdError, dead: bool, last_success: float) -> None:
         self.vitals.trouble = error
         if dead:
             self.vitals.fail(error)
+            self.vitals.last_success = last_success
         self.hands.renewal_failed(error)
 
     def _renewals_ended(self, failure: LeaseholdError | None) -> None:

@@ -131,7 +131,8 @@ class Hands(GuardHands, Protocol):
     def renewed(self, renewal: Renewal, expires: float) -> None:
         """A renewal succeeded, in time: move the watchdog's expiry and the leases' deadlines."""
 
-    def renewal_failed(self, error: LeaseholdError) -> None: ...
+    def renewal_failed(self, error: LeaseholdError) -> None:
+        """A renewal failed. Once the lockspace has failed, the watchdog's expiry moves *back* to `Vitals.expires`."""
 
     def held(self) -> Iterable[Held]:
         """The leases held in this lockspace now."""
@@ -163,6 +164,8 @@ def keep_renewing(lease: HostLease, member: Member, vitals: Vitals, hands: Hands
         except (HostLeaseLost, BadRecord) as corruption:
             vitals.trouble = corruption
             vitals.fail(corruption)
+            # What was written last is not there: perhaps it never was. Others count from the renewal before.
+            vitals.last_success = min(vitals.last_success, lease.confirmed_success)
             hands.renewal_failed(corruption)
         except DiskError as trouble:
             vitals.trouble = trouble

@@ -202,7 +202,18 @@ class Kept:
 
     def renewal_failed(self, error: LeaseholdError) -> None:
         failed = self.vitals.failure is not None
-        self._tell({"what": "failed", "space": self.number, "error": pack_error(error), "dead": failed})
+        if failed:
+            with suppress(WatchdogUnavailable):  # what it was told before then stays in force
+                self.connection.renew(self.vitals.last_success, self.vitals.expires)
+        self._tell(
+            {
+                "what": "failed",
+                "space": self.number,
+                "error": pack_error(error),
+                "dead": failed,
+                "success": self.vitals.last_success,
+            }
+        )
 
     def held(self) -> Iterable[Held]:
         """The daemon has the leases, and looks at them when it sees that this host stood still."""

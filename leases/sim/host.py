@@ -128,6 +128,7 @@ class Daemon:
         self.host_writes: list[Pending] = []
         self.hosts = HostTable(self.area, host.host_id, self.timing)
         self.member: Member | None = None
+        self.vitals: Vitals | None = None
         #: joined, and clients may come as soon as the first renewal has shown the other hosts
         self.admits_clients = False
         self.membership: Membership | None = None
@@ -156,7 +157,7 @@ class Daemon:
 
     def _keep(self, lease: HostLease) -> Steps[None]:
         """Be a member until we leave, or until recovery has ended with every client gone."""
-        vitals = Vitals(self.timing, lease.last_success)
+        vitals = self.vitals = Vitals(self.timing, lease.last_success)
         watchdog = self.host.machine.watchdog
         watchdog.renew(vitals.expires)
         if not watchdog.armed:  # no time was left
@@ -243,6 +244,8 @@ class Daemon:
 
     def renewal_failed(self, error: LeaseholdError) -> None:
         self._note("renew", "g", 0, error)
+        if self.vitals is not None and self.vitals.failure is not None:
+            self.host.machine.watchdog.renew(self.vitals.expires)
         self._remember_host_write(pending_of(error) if isinstance(error, DiskError) else None)
 
     def held(self) -> list[Held]:
