@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from paxos.records import Block, Leader
+from paxos.timing import Timing
 
 if TYPE_CHECKING:
     from leases.sim.layout import Layout
@@ -70,6 +71,11 @@ class Membership:
     process: Process
     host_id: int
     generation: int
+    #: the machine's boot in which it joined
+    boots: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.boots = self.process.machine.boots
 
 
 class Judge:
@@ -176,6 +182,72 @@ class WatchdogFirst:
         self._owed.get(holding.resource, {}).pop(holding, None)
 
 
+class DeadFirst:
+    """A host's silence proves its death after `host_dead` (by its own io_timeout), never sooner.
+
+    Its watchdog has fired somewhat earlier, but nobody may count on that: what lies between pays for clocks that run
+    apart. So neither a lease nor a host id changes hands before that long after the old owner's last renewal.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._owed: dict[int, dict[Holding, None]] = {}
+        #: by host id and generation, when its record first and last changed, and the record then
+        self._records: dict[int, dict[int, tuple[float, float, Leader]]] = {}
+        self._members: dict[int, Membership] = {}
+
+    def landed(self, task: Task, offset: int, data: bytes, before: bytes, late: bool) -> None:
+        area, sector = self._layout.where(offset)
+        if area or late:
+            return
+        record, now = Leader.unpack(data), task.world.now
+        records = self._records.setdefault(sector + 1, {})
+        first, _, _ = records.get(record.owner_generation, (now, now, record))
+        records[record.owner_generation] = (first, now, record)
+
+    def granted(self, holding: Holding) -> None:
+        owed = self._owed.setdefault(holding.resource, {})
+        for other in list(owed):
+            machine = other.machine
+            if machine is holding.machine or machine.boots != other.boots:
+                del owed[other]
+            elif holding.exclusive or other.exclusive:
+                self._check(other.host_id, other.generation, machine, holding.machine, str(holding))
+        owed[holding] = None
+
+    def released(self, holding: Holding) -> None:
+        self._owed.get(holding.resource, {}).pop(holding, None)
+
+    def joined(self, member: Membership) -> None:
+        before = self._members.get(member.host_id)
+        self._members[member.host_id] = member
+        if before is None or before.process.machine.boots != before.boots:
+            return
+        records = self._records[member.host_id]
+        (began, _, new), (_, _, old) = records[member.generation], records[before.generation]
+        if new.resource_name != old.resource_name:
+            machine = before.process.machine
+            self._check(member.host_id, before.generation, machine, member.process.machine, _place(member), began)
+
+    def _check(
+        self, host_id: int, generation: int, owner: Machine, taker: Machine, who: str, at: float | None = None
+    ) -> None:
+        records = self._records.get(host_id, {})
+        if generation not in records or (at is None and max(records) > generation):
+            return
+        _, last, record = records[generation]
+        if record.free:
+            return
+        needed = Timing(record.io_timeout or 1, owner.fire).host_dead
+        silent = ((taker.world.now if at is None else at) - last) * taker.rate
+        if silent < needed - 0.001:
+            raise Violation("dead first", f"{who} took over from host {host_id} after {silent:.1f} s, not {needed:.1f}")
+
+    def laid_out(self) -> None:
+        self._records.clear()
+        self._members.clear()
+
+
 class Tokens:
     """A fencing token never repeats or goes back.
 
@@ -274,6 +346,64 @@ class BlocksGrow:
         self._last.clear()
 
 
+class NeverWiped:
+    """A host never takes back what it accepted: its block goes on saying so until a later version."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._last: dict[tuple[int, int], Block] = {}
+
+    def landed(self, task: Task, offset: int, data: bytes, before: bytes, late: bool) -> None:
+        area, sector = self._layout.where(offset)
+        if area == 0 or sector < 2:
+            return
+        block, last = Block.unpack(data), self._last.get((area, sector))
+        self._last[area, sector] = block
+        if late or last is None or not last.accepted or task.process.host_id != sector - 1:
+            return
+        if block.lver < last.lver or (block.lver == last.lver and not block.accepted):
+            raise Violation(
+                "accepted stays accepted",
+                f"{task.name} wiped what host {sector - 1} had accepted for version {last.lver} of r{area}",
+            )
+
+    def laid_out(self) -> None:
+        self._last.clear()
+
+
+class HolderShows:
+    """While a host holds a lease exclusively its own block says so: accepted for it, at this version, not RELEASED.
+
+    That keeps it safe against every late write of others. A late write of its own earlier boot is the disk's doing.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._holders: dict[int, dict[Holding, None]] = {}
+
+    def granted(self, holding: Holding) -> None:
+        if holding.exclusive:
+            self._holders.setdefault(holding.resource, {})[holding] = None
+
+    def letting_go(self, holding: Holding) -> None:
+        self._holders.get(holding.resource, {}).pop(holding, None)
+
+    gone = letting_go
+
+    def landed(self, task: Task, offset: int, data: bytes, before: bytes, late: bool) -> None:
+        area, sector = self._layout.where(offset)
+        if area == 0 or sector < 2 or not self._holders.get(area) or not task.process.alive:
+            return
+        for holding in self._holders[area]:
+            if holding.host_id == sector - 1 and holding.machine is task.machine:
+                self._check(holding, Block.unpack(data))
+
+    def _check(self, holding: Holding, block: Block) -> None:
+        shows = block.accepted and (block.inp, block.inp2) == (holding.host_id, holding.generation)
+        if not shows or block.lver != holding.token or block.released:
+            raise Violation("holder shows it", f"{holding}, but its block says {block}")
+
+
 class Decided:
     """What was decided for a version stays decided: every leader written for it names the same owner."""
 
@@ -349,9 +479,12 @@ def all_rules(layout: Layout) -> list[Any]:
     return [
         OneOwner(),
         WatchdogFirst(),
+        DeadFirst(layout),
         Tokens(),
         Places(layout),
         BlocksGrow(layout),
+        NeverWiped(layout),
+        HolderShows(layout),
         Decided(layout),
         OneMember(),
     ]

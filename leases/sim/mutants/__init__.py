@@ -1,0 +1,98 @@
+"""Deliberate bugs, to see that they are found: each is an edit of a function that ships, named, with what it breaks.
+
+A mutant is written as a reader would see it in a review: in this function, instead of these lines, those. Planting it
+takes the function's own source, makes the edit, and puts the result wherever the function is used, for as long as the
+context lasts. An edit that does not fit exactly once is an error, so that no mutant outlives the code it is about.
+
+`ground` names where it is hunted (leases/sim/mutants/grounds.py) and `seed` is one that is known to kill it there.
+"""
+
+from __future__ import annotations
+import __future__
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from paxos.errors import InvalidUse
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """In `where` ("module:function" or "module:Class.function"), `new` instead of `old`."""
+
+    where: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One bug. `what` it is, as a sentence about the code; `breaks`: what must go wrong by it."""
+
+    name: str
+    what: str
+    breaks: str
+    edits: tuple[Edit, ...]
+    ground: str
+    seed: int = 1
+
+
+@contextmanager
+def planted(mutant: Mutant) -> Iterator[None]:
+    """The mutant's bug is in the code. Raises InvalidUse if an edit does not fit the code any more."""
+    with ExitStack() as stack:
+        for edit in mutant.edits:
+            stack.enter_context(_edited(edit, mutant.name))
+        yield
+
+
+@contextmanager
+def _edited(edit: Edit, name: str) -> Iterator[None]:
+    module_name, _, path = edit.where.partition(":")
+    module = import_module(module_name)
+    *outer, last = path.split(".")
+    owner: Any = module
+    for part in outer:
+        owner = getattr(owner, part)
+    original = inspect.getattr_static(owner, last)
+    changed = _compiled(original, edit, name, module.__dict__)[last]
+    places = [(owner, last)] if outer else list(_uses_of(original))
+    for place, attribute in places:
+        setattr(place, attribute, changed)
+    try:
+        yield
+    finally:
+        for place, attribute in places:
+            setattr(place, attribute, original)
+
+
+def _compiled(original: Any, edit: Edit, name: str, names: dict[str, Any]) -> dict[str, Any]:
+    source = textwrap.dedent(inspect.getsource(original.fget if isinstance(original, property) else original))
+    if source.count(edit.old) != 1:
+        found = source.count(edit.old)
+        raise InvalidUse(reason=f"mutant {name}: {edit.where} has {edit.old!r} {found} times, not once")
+    made: dict[str, Any] = {}
+    code = compile(
+        source.replace(edit.old, edit.new),
+        f"<mutant {name}>",
+        "exec",
+        flags=__future__.annotations.compiler_flag,
+        dont_inherit=True,
+    )
+    exec(code, names, made)
+    return made
+
+
+def _uses_of(function: Any) -> Iterator[tuple[Any, str]]:
+    """Every module attribute of ours that is this function."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("paxos", "leases"):
+            for attribute, value in list(vars(module).items()):
+                if value is function:
+                    yield module, attribute
