@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.support.leasehold_daemon import leasehold_daemon, leasehold_daemons
@@ -28,3 +30,11 @@ __all__ = [
     "sanlock_daemons",
     "volume",
 ]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite-transcripts",
+        action="store_true",
+        help="write what happens in the stories of tests/transcripts into them, for review as a diff",
+    )
