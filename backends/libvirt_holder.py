@@ -3,7 +3,7 @@
 It reads what to hold from standard input, says `ok` or why not on standard output, and then answers at its socket:
 
     adopt PID   QEMU's process: it is stopped when the locks are lost, and when it ends, so do we
-    here?       whether we are
+    here?       `ok` if we have the locks, `waiting` if not yet
     release     give the locks back, and end
 
 Waiting for the locks of a guest that is on its way here, it says `ok` at once.
@@ -83,12 +83,13 @@ class Holder:
             except (LeaseholdError, OSError, ValueError) as error:
                 self._ended = True
                 return " ".join(str(error).split())
-        elif word == "release":
+            return "ok"
+        if word == "release":
             self._awaited = None
             with suppress(LeaseholdError):  # before the answer: whoever asked may want the locks elsewhere
                 self.guest.release()
             self._ended = True
-        return "ok"
+        return "ok" if self._awaited is None else "waiting"
 
     def _adopt(self) -> None:
         if self._pid and self.guest.held:

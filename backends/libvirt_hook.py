@@ -128,7 +128,8 @@ class _Guest:
             "socket": str(self.socket),
             "resources": [as_json(resource) for resource in self.domain.resources],
         }
-        with open(self.socket.with_suffix(".log"), "ab") as log:
+        said = self.socket.with_suffix(".log")
+        with open(said, "ab") as log:
             holder = subprocess.Popen(
                 [sys.executable, "-m", "backends.libvirt_holder"],
                 stdin=subprocess.PIPE,
@@ -145,7 +146,8 @@ class _Guest:
             holder.stdin.close()
         word = holder.stdout.readline().strip()
         if word != "ok":
-            raise TryAgain(reason=word or f"the process that was to hold the locks of {owner.name} ended; see its log")
+            last = "".join(said.read_text(errors="replace").splitlines()[-1:])
+            raise TryAgain(reason=word or f"the process that was to hold the locks of {owner.name} ended: {last}")
 
 
 def _migrate(guest: _Guest) -> None:

@@ -24,11 +24,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from uuid import NAMESPACE_DNS, uuid5
+from uuid import NAMESPACE_DNS, uuid4, uuid5
 
 import pytest
 
@@ -190,7 +190,7 @@ class Machine:
             argv += ["--socket", socket_path, *options]
         return Daemon(self, f"virtlockd-{which}", argv, socket_path)
 
-    def start_sanlock(self, which: str) -> Daemon:
+    def start_sanlock(self, which: str, host_name: str = "hostA") -> Daemon:
         """The real sanlock daemon or ours, at the place where libvirt looks for it, without a watchdog."""
         self.path("/run/sanlock").mkdir(exist_ok=True)
         if which == REAL:
@@ -212,7 +212,8 @@ class Machine:
                 "hostA",
             ]
         else:
-            argv = [sys.executable, "-m", "leases.cli.main", "daemon", "--watchdog", "none", "--host-name", "hostA"]
+            argv = [sys.executable, "-m", "leases.cli.main", "daemon", "--watchdog", "none"]
+            argv += ["--host-name", host_name]
         return Daemon(self, f"sanlock-{which}", argv, "/run/sanlock/sanlock.sock")
 
     def start_libvirtd(self, lock_manager: str, **plugin_settings: object) -> Libvirtd:
@@ -253,6 +254,10 @@ for line in sys.stdin:
     name, method, arguments = ast.literal_eval(line)
     try:
         target = connection if name is None else connection.lookupByName(name)
+        if method == "migrateTo":
+            other = libvirt.open("qemu+unix:///system?socket=" + arguments[0])
+            flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_UNSAFE
+            method, arguments = "migrate3", (other, {"migrate_uri": arguments[1]}, flags)
         result = getattr(target, method)(*arguments)
         answer = ("result", result if isinstance(result, (str, int, list, type(None))) else str(type(result)))
     except libvirt.libvirtError as error:
@@ -278,7 +283,9 @@ class Libvirtd:
         self.machine = machine
         manager = f'lock_manager = "{lock_manager}"\n' if lock_manager else ""
         self._write("/etc/libvirt/qemu.conf", _QEMU_CONF + manager)
-        self._write("/etc/libvirt/libvirtd.conf", 'auth_unix_rw = "none"\nlog_level = 2\n')
+        # machines of one kernel have one identity, between which libvirt would not migrate
+        settings = f'auth_unix_rw = "none"\nhost_uuid = "{uuid4()}"\n'
+        self._write("/etc/libvirt/libvirtd.conf", settings)
         if plugin_settings:
             lines = [f"{key} = {_conf_value(value)}\n" for key, value in plugin_settings.items()]
             self._write(f"/etc/libvirt/qemu-{lock_manager}.conf", "".join(lines))
@@ -393,6 +400,11 @@ class LibvirtGuest:
     def detach(self, xml: str) -> None:
         self.call("detachDevice", xml)
 
+    def migrate(self, other: Libvirtd) -> None:
+        """To another machine. The two QEMUs talk over a socket that both machines see."""
+        channel = other.machine.directory / f"{self.name}.migration"
+        self.call("migrateTo", str(other.daemon.socket), f"unix://{channel}")
+
     @property
     def pid(self) -> int:
         return int(self.libvirtd.machine.path(f"/run/libvirt/qemu/{self.name}.pid").read_text())
@@ -404,12 +416,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    """A machine of this test's own."""
+@contextmanager
+def new_machine() -> Iterator[Machine]:
     directory = Path(tempfile.mkdtemp(prefix="leasehold-machine-", dir="/var/tmp"))
     try:
         with Machine(directory) as started:
             yield started
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """A machine of this test's own."""
+    with new_machine() as started:
+        yield started
+
+
+@pytest.fixture
+def other_machine() -> Iterator[Machine]:
+    """A second one. The two share what is under /var/tmp, and nothing else."""
+    with new_machine() as started:
+        yield started
