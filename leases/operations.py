@@ -28,6 +28,7 @@ from paxos.errors import (
     BadRecord,
     DiskError,
     HeldElsewhere,
+    InvalidUse,
     LeaseholdError,
     LvbUnsupported,
     NotJoined,
@@ -229,7 +230,7 @@ class Operations:
         with self._membership.engines.engine() as engine:
             try:
                 return engine.run(_noting_writes(steps, begun), abort)
-            except (HeldElsewhere, TryAgain, ReleaseOwner):  # it tidied up after itself
+            except (HeldElsewhere, TryAgain, ReleaseOwner, InvalidUse):  # it tidied up after itself
                 raise
             except BaseException as error:
                 if begun:
