@@ -62,8 +62,11 @@ def _of_blocks(scene: Scene, member: Member) -> Iterator[Claim]:
     released this version, the chosen host is asked as well.
     """
     leader = scene.leader
+    if (leader.owner_id, leader.owner_generation) == (member.host_id, member.generation):
+        return  # that we were chosen is certain: our accepted value stood until we went on, and a rival repeats it
     value = scene.accepted_at(leader.lver)
-    if value is None:
+    # Where a later version was accepted already, the one chosen for this version may have gone on to that.
+    if value is None or scene.leader_behind:
         return
     host_id, generation, _ = value
     if (host_id, generation) == (leader.owner_id, leader.owner_generation) or scene.released_by_owner():

@@ -58,6 +58,7 @@ __all__ = [
     "free_leader",
     "read_lvb",
     "release",
+    "repair_leader",
     "verify_held",
     "write_lvb",
 ]
@@ -130,6 +131,12 @@ def convert_to_exclusive(member: Member, held: Held, nowait: bool = False) -> St
     block = won.chosen.block.changed(mode_flags=0, mode_generation=0)
     yield from write_block(won.lease, member.host_id, block, won.chosen.sector, member.timing.io_timeout)
     return _held(member, won, shared=False, block=block)
+
+
+def repair_leader(member: Member, lease: LeaseArea) -> Steps[None]:
+    """Decide what a leader that was set back does not show, and free it; our shared mark stays. Raises as `acquire`."""
+    won = yield from own_leader(member, lease, Want(nowait=True), keep_mark=True)
+    yield from _stay_shared(member, won)
 
 
 def convert_to_shared(member: Member, held: Held, lvb: bytes | None = None) -> Steps[Held]:
@@ -245,7 +252,7 @@ def _give_back(member: Member, won: Won) -> Steps[None]:
 
 
 def _stay_shared(member: Member, won: Won) -> Steps[None]:
-    """Give up the conversion that won the leader.
+    """Give up a leader that was won while we hold shared, as by a conversion that is refused.
 
     Better than the reference: where another host wrote the leader, it goes on naming us the exclusive owner, and
     nobody could share the lease with us if our block did not say otherwise.

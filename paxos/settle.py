@@ -10,7 +10,7 @@ behind a later one. Settling is how it gets known; while it lasts, the host answ
     2. the disk has given back what is in flight
     3. retract, whatever landed; and where the leader names us, or went back, run one acquire and release: a ballot
        repeats what was decided, so this frees only what is provably ours and repairs the rest. Where we still hold
-       the lease shared, only the leader is freed
+       the lease shared, our mark stays meanwhile
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from paxos.errors import BallotReadFailed, BallotWriteFailed, DiskError, HeldEls
 from paxos.lease_area import LeaseArea, Scene, read_block, survey, write_block
 from paxos.liveness import Member
 from paxos.records import RELEASED, SHARED, Block
-from paxos.resource import Held, Want, acquire, free_leader, release
+from paxos.resource import Held, Want, acquire, free_leader, release, repair_leader
 from paxos.steps import Pending, Read, Steps, Write, reap
 
 
@@ -47,9 +47,9 @@ def settle(member: Member, lease: LeaseArea, in_flight: Sequence[Pending], keep:
         yield from _reaped(member, pending)
     yield from _retract(member, lease, keep)
     scene = yield from survey(lease, member.host_id, member.timing.io_timeout)
-    if keep is None and (_names_us(scene, member) or scene.leader_behind):
-        yield from _repair(member, scene.lease)
-    elif keep is not None and _names_us(scene, member) and not scene.leader_behind:
+    if scene.leader_behind or (keep is None and _names_us(scene, member)):
+        yield from _repair(member, scene.lease, keep)
+    elif _names_us(scene, member):
         yield from free_leader(member, scene.lease, scene.leader)
 
 
@@ -90,9 +90,12 @@ def _names_us(scene: Scene, member: Member) -> bool:
     return not leader.free and leader.owner_id == member.host_id and leader.owner_generation <= member.generation
 
 
-def _repair(member: Member, lease: LeaseArea) -> Steps[None]:
+def _repair(member: Member, lease: LeaseArea, keep: Held | None) -> Steps[None]:
     try:
-        held = yield from acquire(member, lease, Want(nowait=True))
+        if keep is None:
+            held = yield from acquire(member, lease, Want(nowait=True))
+            yield from release(member, held)
+        else:
+            yield from repair_leader(member, lease)
     except (HeldElsewhere, TryAgain):
         return  # decided for somebody else, and the leader says so now
-    yield from release(member, held)

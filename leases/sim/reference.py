@@ -188,12 +188,14 @@ def _ballots(
     me = (member.host_id, member.generation)
     mbal = seen.max_mbal - seen.max_mbal % slots + slots + member.host_id if seen.max_mbal else member.host_id
     block = EMPTY_BLOCK
+    #: the shared holders remembered in the last phase 1 that was finished; another host may commit what it proposed
+    marks: dict[int, int] = {}
     while True:
         if not fresh:
             again, _ = yield from read_leader(lease, member.timing.io_timeout)
             if again.lver == lver:
                 if (again.owner_id, again.owner_generation) == me:
-                    return again, block, {}
+                    return again, block, marks
                 raise LeaseOwned(
                     resource=lease.name,
                     owner_host=again.owner_id,
@@ -207,6 +209,7 @@ def _ballots(
         try:
             block = EMPTY_BLOCK.changed(mbal=mbal, lver=lver)
             first = yield from _phase(member, lease, leader, block, phase=1)
+            marks = {host: b.mode_generation for host, b in first if b.shared and host != member.host_id}
             votes = [b for _, b in first if b.lver == lver and b.accepted]
             value = max(votes, key=lambda b: b.bal).value if votes else (*me, int(started))
             block = block.changed(bal=mbal, inp=value[0], inp2=value[1], inp3=value[2])
@@ -219,7 +222,6 @@ def _ballots(
             if failed.phase == 2:
                 yield from _erase(member, lease, None)
             raise
-        marks = {host: b.mode_generation for host, b in first if b.shared and host != member.host_id}
         committed = yield from _commit(member, lease, seen, value, lver, want)
         return committed, block, marks
 
