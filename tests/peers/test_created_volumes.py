@@ -132,12 +132,21 @@ def test_the_reference_reads_all_that_leasehold_writes(
     assert (free["owner_id"], free["lver"], free["timestamp"]) == (7, 1, 0)
     assert exclusive["num_hosts"] == exclusive["max_hosts"] == Geometry(sector_size, align_size).max_hosts
 
-    hosts = direct_dump(path, 0, align_size)
-    assert "node-seven" in hosts
-    lines = [line.split() for line in direct_dump(path, places["vm0"], align_size).splitlines()]
-    (owned,) = (line for line in lines if "vm0" in line)
-    assert [word.lstrip("0") for word in owned if word.lstrip("0") == "7"], owned
-    assert "SHARED" in direct_dump(path, places["vm1"], align_size) or "0007" in direct_dump(path, places["vm1"])
+    hosts = dumped(path, 0, align_size)
+    assert [(lockspace, owner, host) for _, lockspace, owner, _, host, *_ in hosts] == [("LS", "node-seven", "0007")]
+    dumps = {name: dumped(path, place, align_size) for name, place in places.items()}
+    for name, ((at, *words, lver), *_) in dumps.items():
+        assert (int(at), words[:2], words[3:], lver) == (places[name], ["LS", name], ["0007", "0001"], "1")
+    assert {name: more for name, (_, *more) in dumps.items()} == {
+        "vm0": [],
+        "vm1": [["0007", "0001", "SH"]],
+        "vm2": [],
+    }
+
+
+def dumped(path: str, offset: int, align_size: int) -> list[list[str]]:
+    """The words of each line of a dump, but its heading."""
+    return [line.split() for line in direct_dump(path, offset, align_size).splitlines()[1:] if line]
 
 
 # ---------------------------------------------------------------------------------------------------- the index
