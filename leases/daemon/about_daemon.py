@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from leases.daemon import texts
 from leases.daemon.call import NOTHING, Call, Refused, Reply, Send, Task, Wait
 from leases.daemon.numbers import ConfigCommand, StatusDepth
+from leases.daemon.records_of import of_space
 from leases.daemon.wire import Header, Lockspace
 
 if TYPE_CHECKING:
@@ -94,5 +95,7 @@ def set_config(call: Call) -> Reply:
         space.external_used = what == ConfigCommand.USED
     else:
         space.used_by_orphans = what == ConfigCommand.USED_BY_ORPHANS
+    if space.membership is not None:
+        call.daemon.ledger.put(*of_space(space))
     call.daemon.journal.info("lockspace set", lockspace=name, config=ConfigCommand(what).name)
     return Reply()

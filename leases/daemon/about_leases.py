@@ -56,7 +56,6 @@ def acquire(call: Call) -> Task[Reply]:
         else:  # it failed since: the lease is lost, and its lockspace is being cleared
             daemon.tokens.remove(token)
             raise Refused(-errno.ENOSPC)
-    daemon.changed()
     return Reply()
 
 
@@ -152,7 +151,6 @@ def _give_back(daemon: Daemon, client: Client, tokens: list[Token], result: int,
             result = failure.code
     if client.kill_count and not client.tokens:  # it has given up everything, and may live on
         client.kill_count = client.kill_last = 0
-    daemon.changed()
     return Reply(result)
 
 
@@ -209,7 +207,7 @@ def convert(call: Call) -> Task[Reply]:
     finally:
         token.converting = False
         token.shared = token.held.shared
-    daemon.changed()
+        daemon.tokens.note(token)
     return Reply()
 
 

@@ -13,6 +13,7 @@ from leases.daemon.call import Call, Refused, Reply, Task, Wait, work
 from leases.daemon.kept_membership import KeptMembership
 from leases.daemon.leaving import leave
 from leases.daemon.numbers import AddFlag, InquireLockspaceFlag, RemoveFlag
+from leases.daemon.records_of import of_space
 from leases.daemon.spaces import OK, RenewalRecord, Space, SpaceState
 from leases.daemon.users import ClientUsers
 from leases.daemon.wire import EventMessage, HostEvent, Lockspace
@@ -109,6 +110,7 @@ def join(daemon: Daemon, space: Space) -> Task[None]:
     space.acquiring.attempt = space.acquiring.success = joined_at
     space.renewing.attempt = space.renewing.success = joined_at
     space.history.appendleft(RenewalRecord(joined_at))
+    daemon.ledger.put(*of_space(space))
     daemon.journal.info("lockspace joined", lockspace=space.name, generation=lockspace.generation)
     if space.abort.is_set():  # asked to leave while it was joining
         yield from leave(daemon, space)
@@ -139,7 +141,7 @@ def _join(daemon: Daemon, space: Space) -> JoinedLockspace:
     link, watchdog = daemon.keeper()
     membership = KeptMembership(area, wire.host_id, daemon.host_name, timing, watchdog, link)
     membership.uses.users = ClientUsers(daemon, space)
-    membership.announcer.hooks.append(lambda event: daemon.loop.post(partial(_happened, daemon, space, event)))
+    membership.announcer.hooks.append(lambda event: daemon.loop.post(partial(happened, daemon, space, event)))
     lockspace = JoinedLockspace(membership, None)
     space.lockspace, space.membership = lockspace, membership
     membership.start(_no_progress, space.abort)
@@ -153,7 +155,7 @@ def _no_progress(_what: str, _seconds: float) -> None:
 # ------------------------------------------------------------------------------------------- what happens to it
 
 
-def _happened(daemon: Daemon, space: Space, event: events.Event) -> None:
+def happened(daemon: Daemon, space: Space, event: events.Event) -> None:
     """Told by the lockspace's own threads, carried out by the loop's."""
     match event:
         case events.Renewed():

@@ -17,6 +17,7 @@ def set_lvb(call: Call) -> Reply:
         raise Refused(-errno.E2BIG)
     token.lvb = data.ljust(size, b"\0")
     token.lvb_set = True
+    call.daemon.tokens.note(token)
     return Reply()
 
 

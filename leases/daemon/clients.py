@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from socket import socket as Socket
 from typing import TYPE_CHECKING
 
 from leases.daemon.numbers import RestrictFlag
@@ -64,6 +65,10 @@ class Client:
     name: str = ""
     registered: bool = False
     pidfd: int = -1
+    #: when the registered process began (clock ticks since boot)
+    started: int = 0
+    #: the other end, where an earlier daemon's client has no connection any more
+    stand_in: Socket | None = None
     pid_dead: bool = False
     restricted: RestrictFlag = NO_RESTRICTION
     kill_path: KillPath | None = None
@@ -92,6 +97,8 @@ class Client:
     def close(self) -> None:
         self.closed = True
         self.socket.close()
+        if self.stand_in is not None:
+            self.stand_in.close()
         if self.pidfd >= 0:
             with suppress(OSError):
                 os.close(self.pidfd)

@@ -21,8 +21,10 @@ from leases.daemon.clients import Client, ClientTable
 from leases.daemon.helper import Helper
 from leases.daemon.journal import Journal
 from leases.daemon.leaving import leave
+from leases.daemon.ledger import Ledger, Value
 from leases.daemon.loop import READ, Loop
 from leases.daemon.policy import Policy
+from leases.daemon.records_of import of_token
 from leases.daemon.rundir import RunDir
 from leases.daemon.server import Server
 from leases.daemon.settings import Settings
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 _MAX_HOST_NAME = 47
 #: seconds between two beats; the keeper misses us after ten of them
 _BEAT = 0.5
+#: seconds for which the keeper renews without a daemon
+LINGER = 30.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -57,7 +61,10 @@ class Daemon:
         self.workers = Workers(settings.max_worker_threads)
         self.clients = ClientTable()
         self.spaces = SpaceTable(settings.renewal_history_size)
-        self.tokens = TokenTable()
+        self.ledger = Ledger(settings.run_dir)
+        self.tokens = TokenTable(
+            lambda token: self.ledger.put(*of_token(token)), lambda token: self.ledger.drop(f"lease {token.key}")
+        )
         self.policy = Policy.of(self.uid, self.gid, _group_ids(settings.admin_groups))
         self.server = Server(self, self.loop, self.workers, self.clients)
         self.listener_fd = -1
@@ -80,14 +87,35 @@ class Daemon:
         self.loop.watch(self.helper.fileno(), READ, self._helper_gone)
         self.journal.info("listening", run_dir=run_dir.path, host=self.host_name, pid=os.getpid())
         tell_systemd("READY=1")
-        self.server.run_in_worker(self.keeper, self._started)
-        self.server.run_in_worker(_import_the_rest, self._started)
+        if self.settings.adopt and (found := self.ledger.read()):
+            self.server.hold_back()
+            self.server.run_in_worker(_import_the_rest, partial(self._adopt, found))
+        else:
+            self.ledger.begin()
+            self.server.run_in_worker(self.keeper, self._started)
+            self.server.run_in_worker(_import_the_rest, self._started)
         try:
             self.loop.run()
         finally:
             self.journal.info("ended")
             tell_systemd("STOPPING=1")
             self.journal.close()
+
+    def _adopt(self, found: dict[str, Value], _result: object, failure: BaseException | None) -> None:
+        """Take up what an earlier daemon held, before anybody is served."""
+        from leases.daemon.adoption import adopt
+
+        self._started(None, failure)
+        self.ledger.begin()
+
+        def task() -> Task[None]:
+            try:
+                yield from adopt(self, found)
+            finally:
+                self.server.go_on()
+                self.server.run_in_worker(self.keeper, self._started)
+
+        self.server.spawn(task(), "adopting")
 
     def _started(self, _result: object, failure: BaseException | None) -> None:
         if isinstance(failure, LeaseholdError):  # said again to whoever needs it
@@ -133,6 +161,8 @@ class Daemon:
 
     def client_gone(self, client: Client) -> None:
         """A connection has ended: release what it held, or keep it as an orphan."""
+        if client.registered:
+            self.ledger.drop(f"client {client.slot}")
         if client.tokens:
             self.journal.info("client gone", pid=client.credentials.pid, leases=len(client.tokens))
         for token in list(client.tokens):
@@ -167,14 +197,12 @@ class Daemon:
         with suppress(LeaseholdError):
             yield from self.give_back(token)
 
-    def changed(self) -> None:
-        """Clients hold other leases than before."""
-
     def space_left(self, space: Space) -> None:
         """A lockspace is no more: so are the leases in it, without a word to the disk."""
         for token in self.tokens.of_space(space):
             self.tokens.remove(token)
         self.spaces.remove(space)
+        self.ledger.drop(f"space {space.name.decode('latin-1')}")
 
     # ------------------------------------------------------------------------------------- stopping processes
 
@@ -205,6 +233,15 @@ class Daemon:
         fire = self.settings.watchdog_fire_timeout
         return 40 if fire >= 60 else 15 if fire >= 30 else 0
 
+    def attach_to_keeper(self) -> KeeperLink:
+        """The process that an earlier daemon left, which renews for it. By a worker. Raises OSError, KeeperGone."""
+        from leases.daemon.keeper_link import KeeperLink
+
+        with self._keeper_lock:
+            self._link = KeeperLink.attach(self.settings.run_dir, self._keeper_ended)
+            self.loop.post(self._beat)
+            return self._link
+
     def keeper(self) -> tuple[KeeperLink, KeptWatchdog]:
         """The process that renews, and its watchdog. Called by workers. Raises WatchdogUnavailable, KeeperGone."""
         from leases.daemon.keeper_link import KeeperLink, KeptWatchdog
@@ -212,10 +249,9 @@ class Daemon:
         settings = self.settings
         with self._keeper_lock:
             if self._link is None:
-                lock_memory = settings.mlock_level > 0
-                self._link = KeeperLink.start(
-                    settings.run_dir, 0.0, settings.high_priority, lock_memory, self._keeper_ended
-                )
+                linger = LINGER if settings.adopt else 0.0
+                urgency = (settings.high_priority, settings.mlock_level > 0)
+                self._link = KeeperLink.start(settings.run_dir, linger, *urgency, self._keeper_ended)
                 self.journal.info("keeper process started", pid=self._link.pid)
                 for refusal in self._link.refused:
                     self.journal.warning("keeper process", refused=refusal)

@@ -20,7 +20,7 @@ from leases.daemon.numbers import SOCKET_NAME
 from leases.keeper import messages
 from leases.keeper.messages import Message, unpack_error
 from leases.keeper.watchdog import Watchdog, WatchdogConnection
-from paxos.errors import LeaseholdError
+from paxos.errors import WatchdogUnavailable
 
 #: where another daemon finds the keeper that its predecessor left
 LISTENER_NAME = SOCKET_NAME.replace("sanlock", "keeper")
@@ -29,8 +29,7 @@ ANSWER_TIMEOUT = 60.0
 HELLO_TIMEOUT = 20.0
 
 
-class KeeperGone(LeaseholdError):
-    code, name = -202, "AIO_TIMEOUT"
+class KeeperGone(WatchdogUnavailable):
     template = "the process that renews has ended"
     advice = "its watchdogs will fire; see what killed it"
 
@@ -93,6 +92,19 @@ class KeeperLink:
         link.pid = pid
         return link
 
+    @classmethod
+    def attach(cls, run_dir: str, on_end: Callable[[], None]) -> KeeperLink:
+        """The process that an earlier daemon of this run directory left. Raises OSError, KeeperGone."""
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            channel.connect(os.path.join(run_dir, LISTENER_NAME))
+        except OSError:
+            channel.close()
+            raise
+        link = cls(channel, on_end)
+        link.pid = link.call("hello", patience=HELLO_TIMEOUT)
+        return link
+
     def _read(self) -> None:
         while (received := messages.receive(self._channel)) is not None:
             message, _ = received
@@ -119,7 +131,7 @@ class KeeperLink:
 
     # --------------------------------------------------------------------------------------------- asking
 
-    def call(self, do: str, fds: list[int] | None = None, **facts: object) -> Any:
+    def call(self, do: str, fds: list[int] | None = None, patience: float = ANSWER_TIMEOUT, **facts: object) -> Any:
         """What the keeper answers. Raises what it was refused with, and KeeperGone."""
         number, question = next(self._ids), _Question()
         self._questions[number] = question
@@ -128,7 +140,7 @@ class KeeperLink:
                 messages.send(self._channel, {"do": do, "id": number, **facts}, fds)
         except OSError:
             raise KeeperGone() from None
-        if self._gone or not question.answered.wait(ANSWER_TIMEOUT) or question.answer is None:
+        if self._gone or not question.answered.wait(patience) or question.answer is None:
             self._questions.pop(number, None)
             raise KeeperGone()
         if "error" in question.answer:
@@ -226,11 +238,14 @@ class KeptWatchdog(Watchdog):
         self._link = link
         #: which force it is, "auto" resolved
         self.force, self._description = link.call("watchdog", kind=kind, fire_timeout=fire_timeout)
-        self._numbers = itertools.count(1)
+        #: the next one to be opened is this, which the keeper has already
+        self.adopted: int | None = None
 
     def open(self, name: str) -> KeptConnection:
-        number = next(self._numbers)
-        self._link.call("open", space=number, name=name)
+        if self.adopted is not None:
+            number, self.adopted = self.adopted, None
+        else:
+            number = self._link.call("open", name=name)
         return KeptConnection(self._link, number, name, kills_holders=self.force == "guardian")
 
     def check(self) -> None:

@@ -106,6 +106,19 @@ class KeptMembership(Membership):
             if not self._joined:
                 self._end()
 
+    def attach(self) -> None:
+        """Go on with a membership that the keeper has from an earlier daemon. Raises KeeperGone, what it says."""
+        self.device = self.engines.devices.open(self.area.place.disk, self.timing.io_timeout)
+        self._link.listen_for(self.number, self)
+        try:
+            state = self._link.call("attach", fds=[self._views_fd], space=self.number)
+        except LeaseholdError:
+            self._end()
+            raise
+        self._has_joined(state)
+        if state["failed"]:
+            self.fail(KeeperGone(template="it had failed before this daemon came"))
+
     # ------------------------------------------------------------------------------------- what the keeper says
 
     def heard(self, message: Message) -> None:

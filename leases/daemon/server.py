@@ -49,6 +49,7 @@ class Server:
         self._workers = workers
         self._clients = clients
         self._listener: socket.socket | None = None
+        self._held_back = False
         self._blocked: dict[Client, tuple[Generator[Any, Any, Any], Call]] = {}
 
     # ---------------------------------------------------------------------------------------------- connections
@@ -56,6 +57,15 @@ class Server:
     def listen(self, listener: socket.socket) -> None:
         self._listener = listener
         self._loop.watch(listener.fileno(), READ, self._accept)
+
+    def hold_back(self) -> None:
+        """Accept connections, but serve nobody until `go_on`."""
+        self._held_back = True
+
+    def go_on(self) -> None:
+        self._held_back = False
+        for client in self._clients:
+            self._parse(client)
 
     def _accept(self, _events: int) -> None:
         assert self._listener is not None
@@ -155,7 +165,7 @@ class Server:
 
     def _parse(self, client: Client) -> None:
         """Begin the next request, if all of it is here."""
-        while client.call is None and not client.closing and not client.closed and not client.outbox:
+        while self._may_begin(client):
             if client.discard:
                 cut = min(client.discard, len(client.inbox))
                 del client.inbox[:cut]
@@ -179,6 +189,10 @@ class Server:
             client.header = None
             self._begin(client, entry, header, payload)
         self._watch(client)
+
+    def _may_begin(self, client: Client) -> bool:
+        busy = client.call is not None or client.closing or bool(client.outbox)
+        return not (busy or client.closed or self._held_back)
 
     def _take_header(self, client: Client) -> bool:
         while len(client.inbox) >= _HEADER:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -56,6 +56,8 @@ class Token:
     lvb: bytes | None = None
     lvb_set: bool = False
     converting: bool = False
+    #: never used again, unlike the number that clients see
+    key: int = 0
 
     @property
     def name(self) -> bytes:
@@ -77,6 +79,10 @@ class Token:
 
 @dataclass(slots=True)
 class TokenTable:
+    """`note` is told of a token whenever something about it changes, and `gone` when it is no more."""
+
+    note: Callable[[Token], None]
+    gone: Callable[[Token], None]
     _tokens: dict[Token, None] = field(default_factory=dict)
     _by_resource: dict[tuple[bytes, bytes], list[Token]] = field(default_factory=dict)
     _pasts: dict[tuple[bytes, bytes], Past] = field(default_factory=dict)
@@ -130,9 +136,11 @@ class TokenTable:
     def add(self, space: Space, resource: Resource, client: Client | None, pid: int) -> Token:
         key = (space.name, resource.name)
         past = self._pasts.setdefault(key, Past(len(self._pasts) + 1))
-        token = Token(space, resource, next(self._numbers), past, pid, client, shared=resource.shared)
+        number = next(self._numbers)
+        token = Token(space, resource, number, past, pid, client, shared=resource.shared, key=number)
         self._tokens[token] = None
         self._by_resource.setdefault(key, []).append(token)
+        self.note(token)
         return token
 
     def granted(self, token: Token, client: Client, resource: Resource) -> None:
@@ -144,18 +152,21 @@ class TokenTable:
         token.resource = resource
         token.state, token.client, token.pid = TokenState.HELD, client, client.credentials.pid
         client.tokens.append(token)
+        self.note(token)
 
     def releasing(self, token: Token) -> None:
         self._leave_client(token)
         if token.state is TokenState.ORPHAN:
             token.space.orphans -= 1
         token.state = TokenState.RELEASING
+        self.note(token)
 
     def orphaned(self, token: Token) -> None:
         """Its client is gone, the lease stays; the pid is remembered."""
         self._leave_client(token)
         token.state, token.number = TokenState.ORPHAN, 0
         token.space.orphans += 1
+        self.note(token)
 
     def remove(self, token: Token) -> None:
         if token not in self._tokens:
@@ -164,6 +175,7 @@ class TokenTable:
         if token.state is TokenState.ORPHAN:
             token.space.orphans -= 1
         del self._tokens[token]
+        self.gone(token)
         key = (token.space.name, token.resource.name)
         others = self._by_resource[key]
         others.remove(token)

@@ -102,6 +102,11 @@ class Kept:
         if self._renewal is not None:
             self._renewal.abort(reason)
 
+    def wait(self) -> None:
+        """Until renewals have ended."""
+        if self._renewal is not None:
+            self._renewal.join(2 * self.vitals.timing.io_timeout)
+
     def attached(self, views: SharedViews) -> None:
         """Another daemon looks from now on."""
         self.views.close()

@@ -9,6 +9,7 @@ that others can take over. Until then another daemon may attach, and go on where
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import signal
 import socket
@@ -33,8 +34,9 @@ from paxos.timing import Timing
 #: seconds of the daemon's silence after which no watchdog is fed
 SILENCE = 5.0
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
-_MEMORY_LOCK = 1
 _RR_PRIORITY = 10
+#: bytes of one thread's stack
+_STACK = 512 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class KeeperProcess:
         self._watchdog: Watchdog | None = None
         self._connections: dict[int, WatchdogConnection] = {}
         self._spaces: dict[int, Kept] = {}
+        self._numbers = itertools.count(1)
         self._heard = boot_time()
         self._outbox: SimpleQueue[Message] = SimpleQueue()
         self._commands: dict[str, Callable[[Message, list[int]], Any]] = {
@@ -72,6 +75,8 @@ class KeeperProcess:
             "hold": self._hold,
             "unhold": self._unhold,
             "describe": self._describe,
+            "hello": lambda _message, _fds: os.getpid(),
+            "keep_only": self._keep_only,
         }
         threading.Thread(target=self._send, name="sender", daemon=True).start()
 
@@ -144,9 +149,12 @@ class KeeperProcess:
             self._watchdog = open_watchdog(message["kind"], message["fire_timeout"])
         return [self._watchdog.kind, self._watchdog.describe()]
 
-    def _open(self, message: Message, _fds: list[int]) -> None:
+    def _open(self, message: Message, _fds: list[int]) -> int:
+        """The number by which the lockspace is known here from now on."""
         assert self._watchdog is not None
-        self._connections[message["space"]] = self._watchdog.open(message["name"])
+        number = next(self._numbers)
+        self._connections[number] = self._watchdog.open(message["name"])
+        return number
 
     def _join(self, message: Message, fds: list[int]) -> None:
         number = message["space"]
@@ -193,6 +201,16 @@ class KeeperProcess:
         elif connection is not None:
             connection.close()
 
+    def _keep_only(self, message: Message, _fds: list[int]) -> None:
+        """A new daemon knows these; what else there is was begun by the one before, for nobody any more."""
+        for number in set(self._spaces) - set(message["spaces"]):
+            kept = self._spaces[number]
+            kept.abort("its daemon was killed")
+            kept.wait()
+            self._connections[number].disarm()
+            kept.release()
+            self._close({"space": number}, [])
+
     def _hold(self, message: Message, _fds: list[int]) -> None:
         self._connections[message["space"]].hold(message["pid"], group=message["group"], terminate=message["terminate"])
 
@@ -223,6 +241,7 @@ def serve(channel_fd: int, listener_fd: int, linger: float, high_priority: bool,
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.setswitchinterval(0.0005)
+    threading.stack_size(_STACK)  # locked memory is not to be wasted on stacks
     channel = socket.socket(fileno=channel_fd)
     listener = socket.socket(fileno=listener_fd) if listener_fd >= 0 else None
     refused = be_urgent(high_priority, lock_memory)
