@@ -16,12 +16,15 @@ from leases.sim import reference
 from paxos import host_lease, request, resource
 from paxos.errors import (
     AlreadyHeld,
+    BadRecord,
     DiskError,
+    HeldElsewhere,
     InvalidUse,
     LeaseholdError,
     NotHeld,
     NotJoined,
     ReleaseOwner,
+    TryAgain,
     WriteUnsettled,
 )
 from paxos.host_lease import Beacon, HostLease, Renewal
@@ -103,6 +106,8 @@ class Host:
         self._watchdog: Task | None = None
         self._watchdog_expires = 0.0
         self._told: set[str] = set()
+        #: whether the operation that ended last had begun to write
+        self._wrote = False
         self._calls: dict[int, float] = {}
         self._answered: dict[int, float] = {}
         self.renewals = 0
@@ -115,6 +120,7 @@ class Host:
     def start(self, work: Work) -> Task:
         def ended(task: Task) -> None:
             work.ended()
+            self._wrote = task.wrote
             if self.begun is task:
                 self.begun = None
             if task.failure is None:
@@ -224,7 +230,7 @@ class Host:
             self.say(f"stays at {_mode(use.held) if use else 'nothing'}: {number(error)}")
             if isinstance(error, ReleaseOwner) and use in self.uses:
                 self.lost(use.held, error)
-            elif isinstance(error, DiskError) and use:
+            elif use and (isinstance(error, DiskError) or (self._wrote and isinstance(error, BadRecord))):
                 self._in_doubt(lease, error, use.held)
 
         return self._on(lease, steps(), lambda held: self._granted(lease, held, use), failed)
@@ -327,13 +333,14 @@ class Host:
     def _failed(self, lease: LeaseArea) -> Callable[[LeaseholdError], None]:
         def failed(error: LeaseholdError) -> None:
             self.refused(error)
-            if isinstance(error, DiskError) and not self.reference:
+            tidied_up = isinstance(error, HeldElsewhere | TryAgain | ReleaseOwner | InvalidUse)
+            if not self.reference and (isinstance(error, DiskError) or (self._wrote and not tidied_up)):
                 self._in_doubt(lease, error, None)
 
         return failed
 
-    def _in_doubt(self, lease: LeaseArea, error: DiskError, keep: Held | None) -> None:
-        pending = pending_of(error)
+    def _in_doubt(self, lease: LeaseArea, error: LeaseholdError, keep: Held | None) -> None:
+        pending = pending_of(error) if isinstance(error, DiskError) else None
         self.doubts[lease] = Doubt([pending] if pending else [], keep)
         open_ = f"{str(self.stage.what(pending.step)).partition(' ')[2]} in flight" if pending else "nothing in flight"
         self.say(f"has {_text(lease)} in doubt: {open_}")
@@ -387,6 +394,7 @@ class Host:
 
     def renewed(self, renewal: Renewal, expires: float) -> None:
         self.renewals += 1
+        self._told = {text for text in self._told if not text.startswith("could not renew")}
         self._feed(expires)
         self._set_beacon()
         if renewal.healed is not None:

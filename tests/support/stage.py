@@ -94,6 +94,7 @@ class Task(Running):
         #: when what it waits for ends, by its machine's clock; None while it does not wait
         self.wakes_at: float | None = None
         self.waits_for: Landed | None = None
+        self.wrote = False
         super().__init__(machine.stage, protocol)
 
     @property
@@ -137,6 +138,7 @@ class Task(Running):
             self._throw(IOTimeout(**_facts(overdue), timeout=step.timeout, pending=pending))
 
     def _transfer(self, step: Read | Write) -> None:
+        self.wrote |= isinstance(step, Write)
         what = self.stage.what(step)
         fate = self.stage.fate_of(self.machine, what)
         self.stage.note(self.machine, what, fate)

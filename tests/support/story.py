@@ -26,7 +26,8 @@ called by `h` and their id, or by name. Commands:
     stall h1 80                    its programs stand still, but clock and watchdog go on
     kill h1, restart h1 [as bob]   power off and on; it does not join by itself
     stubborn h1                    its clients do not end at SIGTERM
-    corrupt r0 leader|block 3|request, corrupt id 2, wipe r0 block 3, move r0 block 1 to block 3, lay out lockspace
+    corrupt r0 leader|block 3|request, corrupt id 2, repair ...   other hands on the disk
+    wipe r0 block 3, move r0 block 1 to block 3, lay out lockspace
     show disk, show hosts, show in flight
 
 `with io` at the end of a line adds the I/O of that host.
@@ -160,8 +161,9 @@ class Story:
 
     def disk_lines(self, times: bool) -> list[disk_lines.Line]:
         lines = list(disk_lines.host_lease_lines(self.disk, self.volume.geometry, times))
-        for name, lease in self.leases.items():
-            lines += disk_lines.lease_lines(self.disk, lease, name, self.volume.hosts)
+        newest = {lease.place: name for name, lease in self.leases.items()}
+        for name in newest.values():
+            lines += disk_lines.lease_lines(self.disk, self.leases[name], name, self.volume.hosts)
         if self.index is not None:
             lines += disk_lines.index_lines(self.disk, self.index, range(ROOM))
         return lines
@@ -181,9 +183,11 @@ class Story:
         return What(verb, self._name_of(step.offset - at), _record(geometry, at, length))
 
     def _name_of(self, offset: int) -> str:
-        named = (name for name, lease in self.leases.items() if lease.place.offset == offset)
-        place = self.index.number(offset) if self.index is not None else 0
-        return next(named, f"place {place}")
+        for name, lease in reversed(self.leases.items()):
+            if lease.place.offset == offset:
+                return name
+        assert self.index is not None
+        return f"place {self.index.number(offset)}"
 
 
 def _record(geometry: Geometry, at: int, length: int) -> str:
@@ -587,6 +591,10 @@ class Teller:
         self.story.disk[at + 33] ^= 0x40  # within what every record's checksum covers
         if not words and at % self.story.volume.geometry.align_size == self.story.volume.geometry.request_offset:
             self.story.disk[at] ^= 0x40
+
+    def do_repair(self, words: Words) -> None:
+        """Undo `corrupt`."""
+        self.do_corrupt(words)
 
     def do_wipe(self, words: Words) -> None:
         at, size = self._sector(words), self.story.volume.sectors
