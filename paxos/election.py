@@ -187,13 +187,13 @@ def _decide(member: Member, scene: Scene, race: _Race, keep_mark: bool) -> Steps
         try:
             chosen = yield from decide(ballot, race.sector)
         except BallotLost as lost:
-            member.ballots[lease.place] = mbal
+            member.ballots[lease.place] = Block.unpack(lost.sector)
             race.sector, race.max_mbal, race.contested = lost.sector, max(lost.mbal, mbal), True
             yield from _give_way(member, lease, race.leader, (yield from now()) - started, attempt)
             if lost.newer:
                 return None
         else:
-            member.ballots[lease.place] = mbal
+            member.ballots[lease.place] = chosen.block
             race.sector = chosen.sector
             race.contested |= any(_took_part(seen_blocks, race.lver, race.erased) for seen_blocks in chosen.seen)
             return chosen

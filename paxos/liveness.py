@@ -21,7 +21,7 @@ from paxos.area import calling, decode_lockspace
 from paxos.errors import StaleRead
 from paxos.geometry import Place
 from paxos.lockspace_area import LockspaceArea, Observation
-from paxos.records import DELTA_MAGIC, name_of, pack_name
+from paxos.records import DELTA_MAGIC, Block, name_of, pack_name
 from paxos.timing import Timing, judging_io_timeout
 
 
@@ -206,15 +206,16 @@ class Member:
     timing: Timing
     hosts: HostTable
     dice: Dice
-    #: the highest ballot number that this host instance wrote, by lease: no read may show less (`check_fresh`)
-    ballots: dict[Place, int] = field(default_factory=dict, compare=False)
+    #: the own block as this host instance's last ballot left it, by lease: no read may show less (`check_fresh`)
+    ballots: dict[Place, Block] = field(default_factory=dict, compare=False)
 
     def check_fresh(self, lease: Place, block: Place, mbal: int) -> None:
         """Raise StaleRead if a read of our own block, which only we write, shows an earlier ballot than our last.
 
-        An empty one is believed when it is seen again: a host that took us for dead clears our shared mark so.
+        An empty one is believed when it is seen again: a host that took us for dead clears our shared mark so. Any
+        other is put right by settling.
         """
-        written = self.ballots.get(lease, 0)
+        written = self.ballots[lease].mbal if lease in self.ballots else 0
         if mbal >= written:
             return
         if mbal == 0:

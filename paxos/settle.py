@@ -72,12 +72,16 @@ def _retract(member: Member, lease: LeaseArea, keep: Held | None) -> Steps[None]
     """Say RELEASED in the own block, keeping its values; take back a mark that was not granted, restore one that was.
 
     Restore, because the last write of a conversion takes the mark away. Until then the block is what keeps others out:
-    it says that the lease is ours exclusively.
+    it says that the lease is ours exclusively. A block that is older than what we wrote was read by an old path, or
+    put there by a late write of our host's earlier life: as only we write it, the later one is written again.
     """
     block, sector = yield from read_block(lease, member.host_id, member.timing.io_timeout)
-    member.check_fresh(lease.place, lease.sector_place(lease.geometry.block_offset(member.host_id)), block.mbal)
-    wanted: Block = block.changed(
-        flags=RELEASED if block.accepted else block.flags,
+    last = member.ballots.get(lease.place, block)
+    if not 0 < block.mbal < last.mbal:
+        member.check_fresh(lease.place, lease.sector_place(lease.geometry.block_offset(member.host_id)), block.mbal)
+        last = block
+    wanted: Block = last.changed(
+        flags=RELEASED if last.accepted else last.flags,
         mode_flags=SHARED if keep else 0,
         mode_generation=keep.generation if keep else 0,
     )

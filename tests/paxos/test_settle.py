@@ -446,3 +446,33 @@ def test_a_release_whose_block_write_fails_still_frees_the_leader() -> None:
         release(case)
     case.heal()
     assert case.cluster.leader().free
+
+
+@pytest.mark.parametrize("life", ["free", "shared", "exclusive"])
+def test_a_late_block_of_our_host_s_earlier_life_is_put_right(life: str) -> None:
+    """What was in flight when the machine went down may land over what the next instance wrote since."""
+    case = Case()
+    release_of_old = case.a.acquire(case.lease)
+    late = case.cluster.bytes_of(case.lease.place.at(case.lease.geometry.block_offset(1)), 4096)
+    case.a.release(release_of_old)
+    case.cluster.keep_alive(case.b)
+    case.a = case.cluster.join(1)
+    case.cluster.keep_alive(case.a, case.b)
+    case.a.release(case.a.acquire(case.lease))
+    if life != "free":
+        case.held = case.a.acquire(case.lease, Want(shared=life == "shared"))
+    top = case.cluster.block(1)
+    at = case.lease.place.at(case.lease.geometry.block_offset(1))
+    case.world.disks["d"][at : at + 4096] = late
+    if life == "free":
+        with pytest.raises(DiskError):
+            acquire(case)
+    elif life == "shared":
+        case.keep = case.held
+        case.a.doubt = []
+    else:
+        release(case)
+    case.settle()
+    assert case.cluster.block(1).value == top.value and case.cluster.block(1).mbal == top.mbal
+    assert case.cluster.block(1).shared == (life == "shared")
+    case.by_each_in_turn()
