@@ -201,6 +201,12 @@ class Operations:
         try:
             with ctrl_c_waits():
                 self._drive(grip, resource.release(self._membership.member, held, lvb, new_name), None)
+        except ReleaseOwner:
+            raise
+        except BaseException as error:
+            if grip.phase is Phase.BUSY:  # before its first write: still ours on the disk, though nobody's here
+                self._unsettle(grip, [], keep=None, error=error)
+            raise
         finally:
             self._drop_if_busy(grip)
 
