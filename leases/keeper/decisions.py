@@ -81,11 +81,17 @@ class Vitals:
     trouble: LeaseholdError | None = None
     #: hosts whose attention we ask for, sent with the next renewal
     beacon: Beacon = field(default_factory=Beacon)
+    #: longest sleep (seconds) while all is well; whoever makes it longer wakes both generators when something changes
+    nap: float = WATCH_TICK
 
     @property
     def expires(self) -> float:
         """Until then the leases are surely ours if no renewal succeeds any more."""
         return self.last_success + self.timing.renewal_fail
+
+    def watch_pause(self, at: float) -> float:
+        """Until the guard has to look again."""
+        return self.nap if at + self.nap < self.last_success + self.timing.renewal_warn else WATCH_TICK
 
     def fail(self, reason: LeaseholdError) -> None:
         if self.failure is None:
@@ -155,7 +161,7 @@ def keep_renewing(lease: HostLease, member: Member, vitals: Vitals, hands: Hands
         due = lease.last_success + timing.renewal_interval
         if vitals.trouble is None:
             while not vitals.leaving and (left := due - (yield from now())) > 0:
-                yield from sleep(min(1.0, left))
+                yield from sleep(min(vitals.nap, left))
         yield from sleep(RENEWAL_PAUSE)
         if vitals.leaving:
             return
@@ -217,7 +223,7 @@ def stand_guard(vitals: Vitals, hands: GuardHands) -> Steps[LeaseholdError | Non
             break
         if at - vitals.last_success >= timing.renewal_warn:
             hands.warn(at - vitals.last_success)
-        yield from sleep(WATCH_TICK)
+        yield from sleep(vitals.watch_pause(at))
     hands.recovery(vitals.failure)
     yield from stop_holders(vitals, hands, at_once=False)
     return vitals.failure

@@ -11,7 +11,15 @@ raises Violation at that moment, with the trace still showing how it came about.
     released(holding)              its host begins to give it back on the disk
     gone(holding)                  the holder was killed, or its machine reset
     joined(member) / left(member)  a process believes to own a host id / no longer
-    laid_out()                     the volume was initialised anew under everybody
+    laid_out(area)                 an area (0: the lockspace) was initialised anew under everybody
+    settled(area)                  what is left on the disk is of the new area alone
+
+Hosts of the reference are judged too, but what they do among themselves is not leasehold's fault: a rule that is
+broken with nobody else taking part is counted and told as the reference's, and the run goes on (`Judge.forgive`).
+
+An area that is initialised anew takes away what everybody relied on. What can still be asked for is this: those who
+got a lease when nothing of before was left, no operation, no membership, no holder and no write in flight, are
+protected from each other as ever. Holdings from before that are `exposed`, and no rule counts one of them.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from leases.sim.blame import Blame
 from paxos.records import Block, Leader
 from paxos.timing import Timing
 
@@ -30,12 +39,20 @@ if TYPE_CHECKING:
 
 
 class Violation(Exception):
-    """A rule was broken: `rule` is its name, `detail` the facts."""
+    """A rule was broken: `rule` is its name, `detail` the facts, `reference`: only hosts of the reference took part."""
 
-    def __init__(self, rule: str, detail: str) -> None:
-        super().__init__(f"{rule}: {detail}")
+    def __init__(self, rule: str, detail: str, *, reference: bool = False) -> None:
+        super().__init__(f"{'among hosts of the reference: ' if reference else ''}{rule}: {detail}")
         self.rule = rule
         self.detail = detail
+        self.reference = reference
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _violation, (self.rule, self.detail, self.reference)
+
+
+def _violation(rule: str, detail: str, reference: bool) -> Violation:
+    return Violation(rule, detail, reference=reference)
 
 
 @dataclass(eq=False, slots=True)
@@ -51,9 +68,20 @@ class Holding:
     token: int
     #: the machine's boot in which it was granted
     boots: int = field(init=False)
+    #: true time of the grant
+    since: float = field(init=False)
+    #: got, or already held, while something was left of an area that was initialised anew
+    exposed: bool = False
+    #: beside it another host of the reference holds the lease, by the reference's own doing
+    doubled: bool = False
 
     def __post_init__(self) -> None:
         self.boots = self.machine.boots
+        self.since = self.machine.world.now
+
+    @property
+    def reference(self) -> bool:
+        return self.process.reference
 
     @property
     def machine(self) -> Machine:
@@ -78,17 +106,25 @@ class Membership:
         self.boots = self.process.machine.boots
 
 
+#: tells whether something from before an area was initialised anew is still there
+Remains = Callable[[], bool]
+
+
 class Judge:
     """Passes events to the rules, and knows who holds what."""
 
-    def __init__(self, rules: Iterable[Any]) -> None:
+    def __init__(self, rules: Iterable[Any], forgive: Callable[[Violation], None] | None = None) -> None:
         self.rules = list(rules)
+        #: given each violation that is the reference's alone; without it those are raised like all others
+        self.forgive = forgive
         self.holdings: dict[Holding, None] = {}
         self.members: dict[Membership, None] = {}
         self.grants = 0
+        self._remains: dict[int, list[Remains]] = {}
         self.asked: Callable[..., None] = self._all("asked")
         self.landed: Callable[..., None] = self._all("landed")
-        self.laid_out: Callable[..., None] = self._all("laid_out")
+        self._laid_out = self._all("laid_out")
+        self._settled = self._all("settled")
         self._granted = self._all("granted")
         self._letting_go = self._all("letting_go")
         self._released = self._all("released")
@@ -98,6 +134,8 @@ class Judge:
 
     def granted(self, holding: Holding) -> None:
         self.grants += 1
+        if self._remains and not (self.is_settled(0) and self.is_settled(holding.resource)):
+            holding.exposed = True
         self._granted(holding)
         self.holdings[holding] = None
 
@@ -124,14 +162,35 @@ class Judge:
         for member in [member for member in self.members if member.process is process]:
             self.left(member)
 
+    def laid_out(self, area: int, remains: Iterable[Remains] = ()) -> None:
+        """An area was initialised anew. `remains`: what has to end before nothing of before is left."""
+        self._remains.setdefault(area, []).extend(remains)
+        for holding in self.holdings:
+            holding.exposed |= area in (0, holding.resource)
+        self._laid_out(area)
+
+    def is_settled(self, area: int) -> bool:
+        """Whether nothing is left of what was before the area was initialised anew, if ever it was."""
+        if area in self._remains:
+            left = [remains for remains in self._remains[area] if remains()]
+            if left:
+                self._remains[area] = left
+                return False
+            del self._remains[area]
+            self._settled(area)
+        return True
+
     def _all(self, name: str) -> Callable[..., None]:
         methods = [getattr(rule, name) for rule in self.rules if hasattr(rule, name)]
-        if len(methods) == 1:
-            return methods[0]  # type: ignore[no-any-return]
 
         def call(*arguments: Any) -> None:
             for method in methods:
-                method(*arguments)
+                try:
+                    method(*arguments)
+                except Violation as broken:
+                    if not broken.reference or self.forgive is None:
+                        raise
+                    self.forgive(broken)
 
         return call
 
@@ -139,15 +198,23 @@ class Judge:
 class OneOwner:
     """At most one exclusive holder, and never a shared one beside it."""
 
-    def __init__(self) -> None:
+    def __init__(self, blame: Blame | None = None) -> None:
+        self._blame = blame or Blame()
         self._holders: dict[int, dict[Holding, None]] = {}
 
     def granted(self, holding: Holding) -> None:
         holders = self._holders.setdefault(holding.resource, {})
-        for other in holders:
-            if holding.exclusive or other.exclusive:
-                raise Violation("one owner", f"{holding} was granted while {other} is held")
+        others = [other for other in holders if holding.exclusive or other.exclusive]
         holders[holding] = None
+        for other in others:
+            if _uncounted(holding, other):
+                continue
+            reference = False
+            if self._blame.lost_its_mark(other):
+                reference = other.doubled = True
+            elif self._blame.among_references(holding, other):
+                reference = holding.doubled = other.doubled = True
+            raise Violation("one owner", f"{holding} was granted while {other} is held", reference=reference)
 
     def letting_go(self, holding: Holding) -> None:
         self._holders.get(holding.resource, {}).pop(holding, None)
@@ -155,127 +222,79 @@ class OneOwner:
     gone = letting_go
 
 
+def _uncounted(one: Holding, other: Holding) -> bool:
+    """Whether two holdings may meet by what re-initialising, or the reference's own double, did to one of them."""
+    return one.exposed or other.exposed or one.doubled or other.doubled
+
+
 class WatchdogFirst:
     """No grant before the watchdog of an owner that did not release has had to fire."""
 
-    def __init__(self) -> None:
+    def __init__(self, blame: Blame | None = None) -> None:
+        self._blame = blame or Blame()
         self._owed: dict[int, dict[Holding, None]] = {}
 
     def granted(self, holding: Holding) -> None:
         owed = self._owed.setdefault(holding.resource, {})
+        early: Holding | None = None
         for other in list(owed):
             machine = other.machine
-            if machine is holding.machine or machine.boots != other.boots:
+            if machine is holding.machine or machine.boots != other.boots or _uncounted(holding, other):
                 del owed[other]
             elif machine.world.now < machine.watchdog.deadline:
                 if holding.exclusive or other.exclusive:
-                    left = machine.watchdog.deadline - machine.world.now
-                    raise Violation(
-                        "watchdog first",
-                        f"{holding} was granted {left:.1f} s before the watchdog over {other} has to fire",
-                    )
+                    early = other
             else:
                 del owed[other]
         owed[holding] = None
+        if early is not None:
+            left = early.machine.watchdog.deadline - early.machine.world.now
+            raise Violation(
+                "watchdog first",
+                f"{holding} was granted {left:.1f} s before the watchdog over {early} has to fire",
+                reference=self._blame.lost_its_mark(early) or self._blame.among_references(holding, early),
+            )
 
     def released(self, holding: Holding) -> None:
         self._owed.get(holding.resource, {}).pop(holding, None)
-
-
-class DeadFirst:
-    """A host's silence proves its death after `host_dead` (by its own io_timeout), never sooner.
-
-    Its watchdog has fired somewhat earlier, but nobody may count on that: what lies between pays for clocks that run
-    apart. So neither a lease nor a host id changes hands before that long after the old owner's last renewal.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._owed: dict[int, dict[Holding, None]] = {}
-        #: by host id and generation, when its record first and last changed, and the record then
-        self._records: dict[int, dict[int, tuple[float, float, Leader]]] = {}
-        self._members: dict[int, Membership] = {}
-
-    def landed(self, task: Task, offset: int, data: bytes, before: bytes, late: bool) -> None:
-        area, sector = self._layout.where(offset)
-        if area or late:
-            return
-        record, now = Leader.unpack(data), task.world.now
-        records = self._records.setdefault(sector + 1, {})
-        first, _, _ = records.get(record.owner_generation, (now, now, record))
-        records[record.owner_generation] = (first, now, record)
-
-    def granted(self, holding: Holding) -> None:
-        owed = self._owed.setdefault(holding.resource, {})
-        for other in list(owed):
-            machine = other.machine
-            if machine is holding.machine or machine.boots != other.boots:
-                del owed[other]
-            elif holding.exclusive or other.exclusive:
-                self._check(other.host_id, other.generation, machine, holding.machine, str(holding))
-        owed[holding] = None
-
-    def released(self, holding: Holding) -> None:
-        self._owed.get(holding.resource, {}).pop(holding, None)
-
-    def joined(self, member: Membership) -> None:
-        before = self._members.get(member.host_id)
-        self._members[member.host_id] = member
-        if before is None or before.process.machine.boots != before.boots:
-            return
-        records = self._records[member.host_id]
-        (began, _, new), (_, _, old) = records[member.generation], records[before.generation]
-        if new.resource_name != old.resource_name:
-            machine = before.process.machine
-            self._check(member.host_id, before.generation, machine, member.process.machine, _place(member), began)
-
-    def _check(
-        self, host_id: int, generation: int, owner: Machine, taker: Machine, who: str, at: float | None = None
-    ) -> None:
-        records = self._records.get(host_id, {})
-        if generation not in records or (at is None and max(records) > generation):
-            return
-        _, last, record = records[generation]
-        if record.free:
-            return
-        needed = Timing(record.io_timeout or 1, owner.fire).host_dead
-        silent = ((taker.world.now if at is None else at) - last) * taker.rate
-        if silent < needed - 0.001:
-            raise Violation("dead first", f"{who} took over from host {host_id} after {silent:.1f} s, not {needed:.1f}")
-
-    def laid_out(self) -> None:
-        self._records.clear()
-        self._members.clear()
 
 
 class Tokens:
     """A fencing token never repeats or goes back.
 
-    An exclusive grant's is larger than all before it. A shared one's is larger than that of every exclusive
-    grant
+    An exclusive grant's is larger than all before it. A shared one's is larger than that of every exclusive grant
     before it; one that was converted from exclusive keeps its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, blame: Blame | None = None) -> None:
+        self._blame = blame or Blame()
         self._largest: dict[int, Holding] = {}
         self._exclusive: dict[int, Holding] = {}
 
     def granted(self, holding: Holding) -> None:
         before = self._largest if holding.exclusive else self._exclusive
         last = before.get(holding.resource)
-        if last is not None and holding.token <= last.token:
-            converted = not holding.exclusive and holding.token == last.token and holding.process is last.process
-            if not converted:
-                raise Violation("tokens grow", f"{holding} was granted after {last}")
+        if holding.exposed:
+            return
         if holding.exclusive:
             self._exclusive[holding.resource] = holding
         largest = self._largest.get(holding.resource)
         if largest is None or holding.token > largest.token:
             self._largest[holding.resource] = holding
+        if last is not None and holding.token <= last.token:
+            converted = not holding.exclusive and holding.token == last.token and holding.process is last.process
+            if not converted:
+                self._largest[holding.resource] = holding
+                raise Violation(
+                    "tokens grow",
+                    f"{holding} was granted after {last}",
+                    reference=(holding.reference and last.reference)
+                    or self._blame.taken_back(holding.resource, last.since),
+                )
 
-    def laid_out(self) -> None:
-        self._largest.clear()
-        self._exclusive.clear()
+    def laid_out(self, area: int) -> None:
+        self._largest.pop(area, None)
+        self._exclusive.pop(area, None)
 
 
 class Places:
@@ -313,13 +332,27 @@ class Places:
             raise Violation("own sectors", f"{task.name} writes sector {sector} of r{area}")
 
 
-class BlocksGrow:
-    """mbal, and lver, of a host's block only grow, as far as its live writes go.
+class _Unsettled:
+    """Areas in which something is left of before they were initialised anew: nothing in them is judged."""
+
+    def __init__(self) -> None:
+        self.unsettled: set[int] = set()
+
+    def laid_out(self, area: int) -> None:
+        self.unsettled.add(area)
+
+    def settled(self, area: int) -> None:
+        self.unsettled.discard(area)
+
+
+class BlocksGrow(_Unsettled):
+    """mbal, and lver, of a leasehold host's block only grow, as far as its live writes go.
 
     A late write may set a block back: that is the disk's doing, and what the protocol has to live with.
     """
 
     def __init__(self, layout: Layout) -> None:
+        super().__init__()
         self._layout = layout
         self._last: dict[tuple[int, int], Block] = {}
 
@@ -328,7 +361,7 @@ class BlocksGrow:
         if area == 0 or sector < 2:
             return
         block = Block.unpack(data)
-        if block.unused or not block.mbal:
+        if block.unused or not block.mbal or task.process.reference or area in self.unsettled:
             self._last.pop((area, sector), None)  # cleared by another host, or erased
             return
         last = self._last.get((area, sector))
@@ -342,113 +375,67 @@ class BlocksGrow:
             )
         self._last[area, sector] = block
 
-    def laid_out(self) -> None:
-        self._last.clear()
+    def laid_out(self, area: int) -> None:
+        super().laid_out(area)
+        for place in [place for place in self._last if place[0] == area]:
+            del self._last[place]
 
 
-class NeverWiped:
-    """A host never takes back what it accepted: its block goes on saying so until a later version."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._last: dict[tuple[int, int], Block] = {}
-
-    def landed(self, task: Task, offset: int, data: bytes, before: bytes, late: bool) -> None:
-        area, sector = self._layout.where(offset)
-        if area == 0 or sector < 2:
-            return
-        block, last = Block.unpack(data), self._last.get((area, sector))
-        self._last[area, sector] = block
-        if late or last is None or not last.accepted or task.process.host_id != sector - 1:
-            return
-        if block.lver < last.lver or (block.lver == last.lver and not block.accepted):
-            raise Violation(
-                "accepted stays accepted",
-                f"{task.name} wiped what host {sector - 1} had accepted for version {last.lver} of r{area}",
-            )
-
-    def laid_out(self) -> None:
-        self._last.clear()
-
-
-class HolderShows:
-    """While a host holds a lease exclusively its own block says so: accepted for it, at this version, not RELEASED.
-
-    That keeps it safe against every late write of others. A late write of its own earlier boot is the disk's doing.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._holders: dict[int, dict[Holding, None]] = {}
-
-    def granted(self, holding: Holding) -> None:
-        if holding.exclusive:
-            self._holders.setdefault(holding.resource, {})[holding] = None
-
-    def letting_go(self, holding: Holding) -> None:
-        self._holders.get(holding.resource, {}).pop(holding, None)
-
-    gone = letting_go
-
-    def landed(self, task: Task, offset: int, data: bytes, before: bytes, late: bool) -> None:
-        area, sector = self._layout.where(offset)
-        if area == 0 or sector < 2 or not self._holders.get(area) or not task.process.alive:
-            return
-        for holding in self._holders[area]:
-            if holding.host_id == sector - 1 and holding.machine is task.machine:
-                self._check(holding, Block.unpack(data))
-
-    def _check(self, holding: Holding, block: Block) -> None:
-        shows = block.accepted and (block.inp, block.inp2) == (holding.host_id, holding.generation)
-        if not shows or block.lver != holding.token or block.released:
-            raise Violation("holder shows it", f"{holding}, but its block says {block}")
-
-
-class Decided:
+class Decided(_Unsettled):
     """What was decided for a version stays decided: every leader written for it names the same owner."""
 
     #: versions remembered for each resource
     KEEP = 256
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, blame: Blame | None = None) -> None:
+        super().__init__()
         self._layout = layout
-        self._owners: dict[int, dict[int, tuple[int, int]]] = {}
+        self._blame = blame or Blame()
+        #: by resource and version: the owner's host id and generation, whether a host of the reference said so, when
+        self._owners: dict[int, dict[int, tuple[int, int, bool, float]]] = {}
 
     def asked(self, task: Task, step: Read | Write) -> None:
         data = getattr(step, "data", None)
         if data is None:
             return
         area, sector = self._layout.where(step.offset)
-        if area == 0 or sector != 0:
+        if area == 0 or sector != 0 or area in self.unsettled:
             return
+        reference = task.process.reference
         leader = Leader.unpack(data)
         if not leader.owner_id:
             return
         owners = self._owners.setdefault(area, {})
-        owner = (leader.owner_id, leader.owner_generation)
+        owner = (leader.owner_id, leader.owner_generation, reference, task.world.now)
         decided = owners.setdefault(leader.lver, owner)
-        if decided != owner:
+        if decided[:2] != owner[:2]:
+            owners[leader.lver] = owner
             raise Violation(
                 "decided stays decided",
                 f"{task.name} writes owner {owner[0]}/{owner[1]} for version {leader.lver} of r{area},"
                 f" which was decided for {decided[0]}/{decided[1]}",
+                reference=(reference and decided[2]) or self._blame.taken_back(area, decided[3]),
             )
         if len(owners) > self.KEEP:
             for lver in sorted(owners)[: self.KEEP // 2]:
                 del owners[lver]
 
-    def laid_out(self) -> None:
-        self._owners.clear()
+    def laid_out(self, area: int) -> None:
+        super().laid_out(area)
+        self._owners.pop(area, None)
 
 
-class OneMember:
+class OneMember(_Unsettled):
     """A host id has one owner at a time, and each owner of it a larger generation than the one before."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._owners: dict[int, dict[Membership, None]] = {}
         self._generations: dict[int, int] = {}
 
     def joined(self, member: Membership) -> None:
+        if self.unsettled:
+            return
         owners = self._owners.setdefault(member.host_id, {})
         for other in owners:
             raise Violation(
@@ -466,8 +453,11 @@ class OneMember:
     def left(self, member: Membership) -> None:
         self._owners.get(member.host_id, {}).pop(member, None)
 
-    def laid_out(self) -> None:
-        self._generations.clear()
+    def laid_out(self, area: int) -> None:
+        if area == 0:
+            super().laid_out(area)
+            self._owners.clear()
+            self._generations.clear()
 
 
 def _place(member: Membership) -> str:
@@ -476,15 +466,14 @@ def _place(member: Membership) -> str:
 
 def all_rules(layout: Layout) -> list[Any]:
     """Every rule, fresh."""
+    blame = Blame(layout)
     return [
-        OneOwner(),
-        WatchdogFirst(),
-        DeadFirst(layout),
-        Tokens(),
+        blame,
+        OneOwner(blame),
+        WatchdogFirst(blame),
+        Tokens(blame),
         Places(layout),
         BlocksGrow(layout),
-        NeverWiped(layout),
-        HolderShows(layout),
-        Decided(layout),
+        Decided(layout, blame),
         OneMember(),
     ]

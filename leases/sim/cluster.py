@@ -12,6 +12,7 @@ from leases.sim.faults import Faults, Key, Plan, between
 from leases.sim.host import Host, Work
 from leases.sim.layout import Layout
 from leases.sim.machine import Machine
+from leases.sim.rules import Leasehold, Reference, Rules
 from leases.sim.trace import Trace
 from leases.sim.world import World
 from paxos.errors import LeaseholdError
@@ -26,6 +27,8 @@ class Setup:
 
     seed: int = 1
     hosts: int = 3
+    #: how many of them, the last ones, follow the reference's rules
+    reference: int = 0
     leases: int = 3
     hours: float = 1.0
     faults: Faults = field(default_factory=Faults)
@@ -37,6 +40,8 @@ class Setup:
     #: true seconds without new faults at the end, in which every lease must become usable again
     calm_s: float = 0.0
     trace_length: int = 4000
+    #: whether what hosts of the reference do to each other ends the run like any violation
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,8 @@ class Outcome:
     chosen: tuple[tuple[Key, str], ...]
     failure: Exception | None
     trace: Trace
+    #: what hosts of the reference did to each other: the rules they broke, without anybody else
+    doubles: tuple[Violation, ...] = ()
 
 
 class Cluster:
@@ -63,7 +70,8 @@ class Cluster:
         seed, faults = setup.seed, setup.faults
         random = Random(f"{seed}/cluster")
         self.layout = Layout(setup.leases, max(8, setup.hosts + 1), setup.io_timeout, geometry=Geometry(4096, MIB))
-        judge = Judge(all_rules(self.layout) if rules is None else rules)
+        judge = Judge(all_rules(self.layout) if rules is None else rules, None if setup.strict else self._forgive)
+        self.doubles: list[Violation] = []
         self.world = World(seed, judge, Trace(setup.trace_length, Description(self.layout)))
         self.plan = Plan(seed, faults, setup.only)
         self.disk = self.layout.make(self.world, remember_s=faults.stale_s if faults.stale else 0.0)
@@ -80,7 +88,8 @@ class Cluster:
             machine.watchdog_early = faults.watchdog_early * setup.fire_timeout
             Path(machine, self.disk, self.plan)
             host_id = 1 if self.two_ids and number == setup.hosts else number
-            self.hosts.append(Host(self, machine, host_id, timing, f"node{number}"))
+            rules_of_host: Rules = Reference() if number > setup.hosts - setup.reference else Leasehold()
+            self.hosts.append(Host(self, machine, host_id, timing, f"node{number}", rules_of_host))
             self.world.after(random.uniform(0, 5), machine.boot)
             self._next_life(machine, 0)
 
@@ -104,7 +113,13 @@ class Cluster:
             chosen=tuple(self.plan.chosen),
             failure=failure,
             trace=self.world.trace,
+            doubles=tuple(self.doubles),
         )
+
+    def _forgive(self, double: Violation) -> None:
+        """Hosts of the reference did this among themselves: tell, and go on."""
+        self.doubles.append(double)
+        self.world.note(0, "judge", "D", 0, double)
 
     def _come_to_rest(self) -> None:
         """No more faults: what hangs may end, the dead may come back; then every lease must be usable."""

@@ -1,10 +1,8 @@
 """A host of the simulated cluster: a lease program that joins, renews and recovers, and clients that use leases.
 
-The protocols are the ones that ship. Around them is what the daemon does with them: one operation on a
-resource at
-a time; after an I/O error on a resource, settling before anything else; when the host lease can't be renewed,
-the
-recovery ladder.
+The protocols are the ones that ship, or for some hosts the reference's (leases/sim/rules.py). Around them is what the
+daemon does with them: one operation on a resource at a time; after an I/O error on a resource, settling before
+anything else; when the host lease can't be renewed, the recovery ladder.
 """
 
 from __future__ import annotations
@@ -19,7 +17,8 @@ from leases.keeper.decisions import Holder, Stop, Vitals, keep_renewing, stand_g
 from leases.sim.checkers import Holding, Membership
 from leases.sim.disk import InFlight
 from leases.sim.machine import Machine, Process, Task, Until
-from paxos import host_lease, resource
+from leases.sim.rules import Rules
+from paxos import host_lease
 from paxos.errors import DiskError, HeldElsewhere, IOTimeout, LeaseholdError, TryAgain
 from paxos.host_lease import HostLease, Renewal
 from paxos.lease_area import LeaseArea
@@ -54,8 +53,11 @@ class Work:
 class Host:
     """One machine with its lease program and its clients."""
 
-    def __init__(self, cluster: Cluster, machine: Machine, host_id: int, timing: Timing, name: str) -> None:
+    def __init__(
+        self, cluster: Cluster, machine: Machine, host_id: int, timing: Timing, name: str, rules: Rules
+    ) -> None:
         self.cluster = cluster
+        self.rules = rules
         self.machine = machine
         self.host_id = host_id
         self.timing = timing
@@ -100,6 +102,13 @@ class Host:
         self.cluster.world.after(delay, machine.boot)
 
 
+@dataclass(eq=False, slots=True)
+class Use:
+    """One use of a resource, from before it is acquired until it was given back, by one of the daemon's tasks."""
+
+    task: Task
+
+
 class Daemon:
     """One run of the lease program: from its start until it is killed or the machine goes."""
 
@@ -112,6 +121,8 @@ class Daemon:
         self.timing = host.timing
         self.process = Process(host.machine, f"d{host.machine.boots}")
         self.process.host_id = host.host_id
+        self.process.reference = host.rules.reference
+        self.rules = host.rules
         suffix = "" if self.cluster.fixed_names else f".{host.machine.boots}.{self.random.randrange(1 << 30)}"
         self.name = f"{host.name}{suffix}".encode()
         layout = self.cluster.layout
@@ -121,7 +132,7 @@ class Daemon:
             for number in range(1, layout.leases + 1)
         ]
         #: resources with an operation running, or held
-        self.busy: dict[int, Task | None] = {}
+        self.busy: dict[int, Use] = {}
         #: resources in doubt, with the I/O that may still happen
         self.doubt: dict[int, list[Pending]] = {}
         #: writes of the own host lease that may still happen
@@ -137,7 +148,8 @@ class Daemon:
         self.holds: dict[int, tuple[Held, Holding]] = {}
         self.workers: dict[Task, int] = {}
         self._client_number = 0
-        self.process.spawn("main", self._main())
+        self._settles: Task | None = None
+        self._main_task = self.process.spawn("main", self._main())
 
     # --- the host lease ---
 
@@ -157,7 +169,7 @@ class Daemon:
 
     def _keep(self, lease: HostLease) -> Steps[None]:
         """Be a member until we leave, or until recovery has ended with every client gone."""
-        vitals = self.vitals = Vitals(self.timing, lease.last_success)
+        vitals = self.vitals = Vitals(self.timing, lease.last_success, nap=self.timing.renewal_interval)
         watchdog = self.host.machine.watchdog
         watchdog.renew(vitals.expires)
         if not watchdog.armed:  # no time was left
@@ -170,7 +182,7 @@ class Daemon:
         self.admits_clients = True
         renewals = self.process.spawn("renew", keep_renewing(lease, self.member, vitals, self))
         if self.cluster.work.leaves:
-            self._note_leave(vitals)
+            self._note_leave(vitals, renewals)
         failure = yield from stand_guard(vitals, self)
         if failure is None:
             yield from self._leave(lease, vitals, renewals)
@@ -180,9 +192,12 @@ class Daemon:
         watchdog.disarm()
         self._not_member()
 
-    def _note_leave(self, vitals: Vitals) -> None:
+    def _note_leave(self, vitals: Vitals, renewals: Task) -> None:
         def leave(_: Any) -> None:
             vitals.leaving = True
+            if renewals.alive:
+                renewals.wake()
+                self._main_task.wake()
 
         self.world.after(self.random.expovariate(self.cluster.work.leaves / 3600), leave)
 
@@ -244,11 +259,15 @@ class Daemon:
 
     def renewal_failed(self, error: LeaseholdError) -> None:
         self._note("renew", "g", 0, error)
+        self._main_task.wake()  # the guard looks at once
         if self.vitals is not None and self.vitals.failure is not None:
             self.host.machine.watchdog.renew(self.vitals.expires)
         self._remember_host_write(pending_of(error) if isinstance(error, DiskError) else None)
 
     def held(self) -> list[Held]:
+        """What is looked at after we stood still. The reference never looks."""
+        if self.rules.reference:
+            return []
         return [held for held, _ in self.holds.values()]
 
     def lost(self, held: Held, reason: LeaseholdError) -> None:
@@ -280,27 +299,36 @@ class Daemon:
     def _start_workers(self) -> None:
         for number in range(1, self.cluster.work.clients + 1):
             self.workers[self.process.spawn(f"w{number}", self._worker(number))] = number
-        self.workers[self.process.spawn("settle", self._settler())] = 0
+        if self.doubt:
+            self._start_settling()
 
     def _stop_workers(self) -> None:
         """Stop where they stand. What they had in flight leaves its resource in doubt."""
         self.admits_clients = False
-        for task in self.workers:
+        workers, self.workers, self._settles = self.workers, {}, None
+        for task in workers:
             waits_for = task.waiting
             task.stop()
             self.process.tasks.pop(task, None)
-            for number, busy in list(self.busy.items()):
-                if busy is task:
+            for number, use in list(self.busy.items()):
+                if use.task is task:
                     self._in_doubt(number, waits_for if isinstance(waits_for, InFlight) else None)
-        self.workers.clear()
         self.busy.clear()
         self.host.abandoned += [holding for _, holding in self.holds.values()]
         self.holds.clear()
 
     def _in_doubt(self, number: int, pending: Pending | None) -> None:
+        if not self.rules.settles:
+            return
         in_flight = self.doubt.setdefault(number, [])
         if pending is not None:
             in_flight.append(pending)
+        if self.workers and self._settles is None:
+            self._start_settling()
+
+    def _start_settling(self) -> None:
+        self._settles = self.process.spawn("settle", self._settler())
+        self.workers[self._settles] = 0
 
     def _worker(self, number: int) -> Generator[Any, Any, None]:
         """Use leases at times that are laid down for the whole run, so that a disturbance dies away."""
@@ -317,7 +345,7 @@ class Daemon:
             wanted = random.randrange(1, len(self.leases) + 1)
             if wanted in self.busy or wanted in self.doubt:
                 continue
-            self.busy[wanted] = task
+            self.busy[wanted] = Use(task)
             yield from self._use(task, wanted, random)
             del self.busy[wanted]
 
@@ -330,7 +358,7 @@ class Daemon:
         client = self._new_client()
         self.cluster.operations += 1
         try:
-            held = yield from resource.acquire(member, self.leases[number - 1], want)
+            held = yield from self.rules.acquire(member, self.leases[number - 1], want)
         except LeaseholdError as refused:
             self._note(task.name, "g", number, f"r{number} {refused!r}")
             self._doubtful(number, refused)
@@ -344,6 +372,8 @@ class Daemon:
             if converted is None:
                 self._end_client(client)
                 self.holds.pop(number, None)
+                if not self.rules.settles:
+                    yield from self._release(task, member, number, held)
                 return
             held, holding = converted
         self.cluster.operations += 1
@@ -351,8 +381,11 @@ class Daemon:
         self.judge.released(holding)
         self._end_client(client)
         self.holds.pop(number, None)
+        yield from self._release(task, member, number, held)
+
+    def _release(self, task: Task, member: Member, number: int, held: Held) -> Steps[None]:
         try:
-            yield from resource.release(member, held)
+            yield from self.rules.release(member, held)
         except LeaseholdError as failed:
             self._note(task.name, "<", number, f"r{number} {failed!r}")
             self._doubtful(number, failed)
@@ -375,10 +408,7 @@ class Daemon:
             self.judge.letting_go(holding)
             self.judge.released(holding)
         try:
-            if held.shared:
-                after = yield from resource.convert_to_exclusive(member, held, nowait=True)
-            else:
-                after = yield from resource.convert_to_shared(member, held)
+            after = yield from self.rules.convert(member, held)
         except LeaseholdError as refused:
             self._note(task.name, "g", number, f"convert r{number} {refused!r}")
             if held.shared and isinstance(refused, HeldElsewhere | TryAgain):
@@ -403,6 +433,7 @@ class Daemon:
     def _new_client(self) -> Process:
         self._client_number += 1
         client = Process(self.host.machine, f"c{self.host.machine.boots}.{self._client_number}")
+        client.reference = self.rules.reference
         self.clients[client] = Holder(self._client_number)
         client.on_gone = self._client_gone
         return client
@@ -423,16 +454,17 @@ class Daemon:
             self._in_doubt(number, pending_of(error))
 
     def _settler(self) -> Generator[Any, Any, None]:
-        """Settle one resource in doubt after the other, again and again."""
-        task = next(task for task, n in self.workers.items() if n == 0)
-        while True:
+        """Settle one resource in doubt after the other, again and again until none is."""
+        task = self._settles
+        assert task is not None
+        while self.doubt:
             yield Sleep(self.random.uniform(0.2, 1.0))
             member = self.member
             assert member is not None
             for number in list(self.doubt):
                 if number in self.busy:
                     continue
-                self.busy[number] = task
+                self.busy[number] = Use(task)
                 in_flight = self.doubt[number]
                 try:
                     yield from settle(member, self.leases[number - 1], in_flight)
@@ -444,6 +476,8 @@ class Daemon:
                 else:
                     del self.doubt[number]
                 del self.busy[number]
+        self._settles = None
+        del self.workers[task]
 
     def _note(self, who: str, event: str, number: int, detail: object) -> None:
         self.world.note(self.host.machine.number, who, event, number, detail)

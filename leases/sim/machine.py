@@ -117,6 +117,12 @@ class Task:
                 if value is WAIT or self._generator is None:
                     return
 
+    def wake(self) -> None:
+        """End its sleep, if it sleeps."""
+        if type(self.waiting) is tuple and not self.process.paused:
+            self.waiting = None
+            self.world.after(0.0, _start, self)
+
     def stop(self) -> None:
         """Take no further step; the generator is closed."""
         generator, self._generator = self._generator, None
@@ -193,6 +199,8 @@ class Process:
         self.alive = True
         #: the host id it joins with; 0: none
         self.host_id = 0
+        #: whether it follows the reference's rules
+        self.reference = False
         #: how many reasons there are for it to stand still
         self.paused = 0
         self.backlog: list[tuple[Callable[[Any], None], Any]] = []

@@ -61,7 +61,7 @@ def acquire(member: Member, lease: LeaseArea, want: Want) -> Steps[Held]:
     tries = 0
     while True:
         try:
-            leader, block, marks = yield from _own_leader(member, lease, want)
+            leader, block, marks = yield from _own_leader(member, lease, want, EMPTY_BLOCK)
             break
         except (LeaseHeld, LeaseOwned, LeaseOther) as held:
             if not want.shared or not getattr(held, "short_hold", False):
@@ -101,11 +101,40 @@ def release(member: Member, held: Held) -> Steps[None]:
             pause = 2 * member.timing.io_timeout
 
 
+def convert_to_exclusive(member: Member, held: Held) -> Steps[Held]:
+    """Shared to exclusive (6.4): the own mark stays in the block until the very end."""
+    mark = EMPTY_BLOCK.changed(mode_flags=SHARED, mode_generation=held.generation)
+    leader, block, marks = yield from _own_leader(member, held.lease, Want(nowait=True), mark)
+    if alive := (yield from _sharers_alive(member, held.lease, marks)):
+        yield from _free_leader(member, held.lease, leader)
+        raise SharedHolders(resource=held.lease.name, owner_host=alive[0], hosts=alive)
+    block = block.changed(mode_flags=0, mode_generation=0)
+    yield from _ignoring(_write_block(member, held.lease, block))
+    return _held(member, held.lease, leader, block, shared=False)
+
+
+def convert_to_shared(member: Member, held: Held) -> Steps[Held]:
+    """Exclusive to shared (6.5)."""
+    block = held.block.changed(flags=RELEASED, mode_flags=SHARED, mode_generation=held.generation)
+    yield from _write_block(member, held.lease, block)
+    pause = 1.0
+    while True:
+        try:
+            yield from _free_leader(member, held.lease, held.leader)
+            return _held(member, held.lease, held.leader, block, shared=True)
+        except IOTimeout:
+            yield from sleep(pause)
+            pause += member.timing.io_timeout
+
+
 def _held(member: Member, lease: LeaseArea, leader: Leader, block: Block, shared: bool) -> Held:
     return Held(lease, member.host_id, member.generation, leader.lver, shared, leader, block, b"")
 
 
-def _own_leader(member: Member, lease: LeaseArea, want: Want) -> Steps[tuple[Leader, Block, dict[int, int]]]:
+def _own_leader(
+    member: Member, lease: LeaseArea, want: Want, base: Block
+) -> Steps[tuple[Leader, Block, dict[int, int]]]:
+    """Ballots are written over `base`: empty, or with a shared mark that is to stay."""
     while True:
         seen = yield from _look(member, lease)
         leader = seen.leader
@@ -118,7 +147,7 @@ def _own_leader(member: Member, lease: LeaseArea, want: Want) -> Steps[tuple[Lea
                 continue
             fresh = False
         try:
-            return (yield from _ballots(member, lease, seen, want, fresh))
+            return (yield from _ballots(member, lease, seen, want, base, fresh))
         except _Restart:
             continue
 
@@ -182,7 +211,7 @@ def _owner_gone(member: Member, lease: LeaseArea, leader: Leader, nowait: bool) 
 
 
 def _ballots(
-    member: Member, lease: LeaseArea, seen: _Seen, want: Want, fresh: bool
+    member: Member, lease: LeaseArea, seen: _Seen, want: Want, base: Block, fresh: bool
 ) -> Steps[tuple[Leader, Block, dict[int, int]]]:
     leader, lver, slots = seen.leader, seen.leader.lver + 1, lease.geometry.max_hosts
     me = (member.host_id, member.generation)
@@ -207,7 +236,7 @@ def _ballots(
         fresh = False
         started = yield from now()
         try:
-            block = EMPTY_BLOCK.changed(mbal=mbal, lver=lver)
+            block = base.changed(mbal=mbal, lver=lver)
             first = yield from _phase(member, lease, leader, block, phase=1)
             marks = {host: b.mode_generation for host, b in first if b.shared and host != member.host_id}
             votes = [b for _, b in first if b.lver == lver and b.accepted]
@@ -220,9 +249,9 @@ def _ballots(
             continue
         except (BallotReadFailed, BallotWriteFailed) as failed:
             if failed.phase == 2:
-                yield from _erase(member, lease, None)
+                yield from _undo(member, lease, None, base)
             raise
-        committed = yield from _commit(member, lease, seen, value, lver, want)
+        committed = yield from _commit(member, lease, seen, value, lver, want, base)
         return committed, block, marks
 
 
@@ -244,7 +273,7 @@ def _phase(member: Member, lease: LeaseArea, leader: Leader, own: Block, phase: 
 
 
 def _commit(
-    member: Member, lease: LeaseArea, seen: _Seen, value: tuple[int, int, int], lver: int, want: Want
+    member: Member, lease: LeaseArea, seen: _Seen, value: tuple[int, int, int], lver: int, want: Want, base: Block
 ) -> Steps[Leader]:
     owner_id, generation, timestamp = value
     ours = (owner_id, generation) == (member.host_id, member.generation)
@@ -264,7 +293,7 @@ def _commit(
     try:
         yield from write_leader(lease, leader, seen.sector, member.timing.io_timeout)
     except DiskError:
-        yield from _erase(member, lease, leader)
+        yield from _undo(member, lease, leader, base)
         raise
     if not ours:
         raise LeaseOther(
@@ -279,6 +308,13 @@ def _commit(
 def _check_sharers(
     member: Member, lease: LeaseArea, leader: Leader, block: Block, marks: dict[int, int]
 ) -> Steps[None]:
+    if alive := (yield from _sharers_alive(member, lease, marks)):
+        yield from release(member, _held(member, lease, leader, block, shared=False))
+        raise SharedHolders(resource=lease.name, owner_host=alive[0], hosts=alive)
+
+
+def _sharers_alive(member: Member, lease: LeaseArea, marks: dict[int, int]) -> Steps[list[int]]:
+    """Of the hosts that had marks those that live; the marks of the dead are wiped (6.2)."""
     alive = []
     for host_id in marks:
         mark, _ = yield from read_block(lease, host_id, member.timing.io_timeout)
@@ -289,17 +325,19 @@ def _check_sharers(
         else:
             place = lease.sector_place(lease.geometry.block_offset(host_id))
             yield from write(place.disk, place.offset, bytes(lease.geometry.sector_size), member.timing.io_timeout)
-    if alive:
-        yield from release(member, _held(member, lease, leader, block, shared=False))
-        raise SharedHolders(resource=lease.name, owner_host=alive[0], hosts=alive)
+    return alive
 
 
-def _erase(member: Member, lease: LeaseArea, expected: Leader | None) -> Steps[None]:
-    """Undo a failed acquire: wipe the own block, free the leader if it landed; once more each time it times out."""
-    pause = 1.0
-    for _ in range(10):
+def _undo(member: Member, lease: LeaseArea, expected: Leader | None, base: Block) -> Steps[None]:
+    """Undo a failed acquire: wipe the own block, free the leader if it landed; once more each time it times out.
+
+    A failed conversion wipes nothing and tries less often.
+    """
+    pause = member.timing.io_timeout if base.shared else 1.0
+    for _ in range(4 if base.shared else 10):
         try:
-            yield from _write_block(member, lease, ERASED)
+            if not base.shared:
+                yield from _write_block(member, lease, ERASED)
             leader = expected
             if leader is None:
                 leader, _ = yield from read_leader(lease, member.timing.io_timeout)

@@ -20,7 +20,7 @@ LEGEND = """\
   J joined          L left              F watchdog fed      G lease granted              g refused or failed
   - released        < release failed    x holder gone       ! fault chosen               X process killed
   p paused          P runs again        # machine reset     ^ machine booted             : note
-  V VIOLATION
+  D hosts of the reference broke a rule among themselves            V VIOLATION
 """
 
 #: (true time, host number, who, event letter, offset or number, detail)

@@ -175,4 +175,4 @@ def test_two_owners_of_a_host_id_or_a_generation_that_does_not_grow(ground):
 def test_a_judge_without_rules_lets_everything_pass():
     judge = Judge([])
     judge.asked(None, None)
-    judge.laid_out()
+    judge.laid_out(0)

@@ -1,0 +1,76 @@
+"""Whose writes brought it about that a rule was broken: hosts of the reference alone, or leasehold as well.
+
+The reference lets nothing wait for an I/O that timed out, and erases a block whose commit is uncertain. So three things
+happen on volumes that it uses, and no other host can do anything about them, as nothing on the disk shows any more
+what was there:
+
+    two of its hosts hold a lease                      found out by `among_references`
+    its late write covers the mark by which it holds   `lost_its_mark`: whoever looks sees nobody
+    it takes back what was decided                     `taken_back`: a version is decided twice, a token comes again
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paxos.records import Block, Leader
+
+if TYPE_CHECKING:
+    from leases.sim.checkers import Holding
+    from leases.sim.layout import Layout
+    from leases.sim.machine import Task
+    from paxos.steps import Read, Write
+
+
+class Blame:
+    """Watches all writes. Times are true times of the last such write; resources are areas by number."""
+
+    def __init__(self, layout: Layout | None = None) -> None:
+        self._layout = layout
+        #: late writes of leasehold hosts, by resource
+        self._ours: dict[int, float] = {}
+        #: late writes of a host of the reference over its own block, by resource and host id
+        self._own_block: dict[tuple[int, int], float] = {}
+        #: writes by which the reference took back what may have been decided, by resource
+        self._taken_back: dict[int, float] = {}
+        #: highest version that a leader was written for, by resource
+        self._decided: dict[int, int] = {}
+
+    def asked(self, task: Task, step: Read | Write) -> None:
+        data = getattr(step, "data", None)
+        if data is None or self._layout is None:
+            return
+        area, sector = self._layout.where(step.offset)
+        if area == 0:
+            return
+        if sector == 0:
+            self._decided[area] = max(self._decided.get(area, 0), Leader.unpack(data).lver)
+        elif task.process.reference:
+            block = Block.unpack(data)
+            if block.erased or block.lver < self._decided.get(area, 0):
+                self._taken_back[area] = task.world.now
+
+    def landed(self, task: Task, offset: int, data: bytes, before: bytes, late: bool) -> None:
+        if not late or self._layout is None:
+            return
+        area, sector = self._layout.where(offset)
+        if not task.process.reference:
+            self._ours[area] = task.world.now
+        elif sector > 1:
+            self._own_block[area, sector - 1] = self._taken_back[area] = task.world.now
+
+    def laid_out(self, area: int) -> None:
+        self._decided.pop(area, None)
+
+    def among_references(self, one: Holding, other: Holding) -> bool:
+        """Whether two holders are both of the reference, and nobody else's late write came between their grants."""
+        since = min(one.since, other.since)
+        return one.reference and other.reference and self._ours.get(one.resource, -1.0) < since
+
+    def lost_its_mark(self, holder: Holding) -> bool:
+        """Whether a host of the reference has itself written over what said that it holds the lease."""
+        return holder.reference and self._own_block.get((holder.resource, holder.host_id), -1.0) >= holder.since
+
+    def taken_back(self, resource: int, since: float) -> bool:
+        """Whether a host of the reference took back what may have been decided, at or after a true time."""
+        return self._taken_back.get(resource, -1.0) >= since
