@@ -33,6 +33,7 @@ from paxos.errors import (
     LvbUnsupported,
     NotJoined,
     ReleaseOwner,
+    StaleRead,
     TryAgain,
 )
 from paxos.lease_area import LeaseArea
@@ -230,7 +231,8 @@ class Operations:
     def _drive(self, grip: Grip, steps: Steps[T], abort: AbortSignal | None, keep: Held | None = None) -> T:
         """Run an operation on a resource; where it leaves the disk's state open, have that settled.
 
-        That is so when it failed after it began to write. `keep`: what we hold in any case.
+        That is so when it failed after it began to write, or found its own block older than it wrote it. `keep`: what
+        we hold in any case.
         """
         begun: list[Write] = []
         with self._membership.engines.engine() as engine:
@@ -239,7 +241,7 @@ class Operations:
             except (HeldElsewhere, TryAgain, ReleaseOwner, InvalidUse):  # it tidied up after itself
                 raise
             except BaseException as error:
-                if begun:
+                if begun or isinstance(error, StaleRead):
                     pending = pending_of(error) if isinstance(error, DiskError) else None
                     self._unsettle(grip, [pending] if pending else list(engine.abandoned), keep, error)
                 raise
