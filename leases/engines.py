@@ -23,15 +23,16 @@ T = TypeVar("T")
 
 #: transfers in flight of one engine: a lease operation has one at a time, the others are overdue ones
 _CAPACITY = 64
-#: idle engines kept; each has 2 MiB of memory
+#: idle engines kept, unless told otherwise; each has 2 MiB of memory
 _KEPT = 4
 
 
 class Engines:
     """Engines over one table of devices."""
 
-    def __init__(self, devices: Devices | None = None) -> None:
+    def __init__(self, devices: Devices | None = None, kept: int = _KEPT) -> None:
         self.devices = Devices() if devices is None else devices
+        self._kept = kept
         self._idle: list[Engine] = []
 
     @contextmanager
@@ -45,7 +46,7 @@ class Engines:
         try:
             yield engine
         finally:
-            if len(self._idle) < _KEPT:
+            if len(self._idle) < self._kept:
                 self._idle.append(engine)
             else:
                 engine.close()

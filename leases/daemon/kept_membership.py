@@ -15,6 +15,7 @@ from contextlib import suppress
 from leases import events
 from leases.aborting import passing_on
 from leases.daemon.keeper_link import KeeperGone, KeeperLink, KeptConnection, KeptWatchdog
+from leases.engines import Engines
 from leases.keeper.decisions import check_leases
 from leases.keeper.messages import Message, text, unpack_error
 from leases.membership import Membership
@@ -62,6 +63,7 @@ class KeptMembership(Membership):
     ) -> None:
         super().__init__(area, host_id, owner_name, timing, watchdog)
         assert isinstance(self.connection, KeptConnection)
+        self.engines = Engines(kept=1)  # a daemon has many lockspaces, most of them idle
         self.number = self.connection.number
         #: renewals by how late they began, see leases/keeper/jitter.py
         self.late: list[int] = []

@@ -33,7 +33,8 @@ from paxos.timing import Timing
 
 #: seconds of the daemon's silence after which no watchdog is fed
 SILENCE = 5.0
-_MCL_CURRENT, _MCL_FUTURE = 1, 2
+#: what is used once stays in memory; what is only set aside, such as stacks, takes none
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _RR_PRIORITY = 10
 #: bytes of one thread's stack
 _STACK = 512 << 10
@@ -226,7 +227,7 @@ def be_urgent(high_priority: bool, lock_memory: bool) -> list[str]:
     refused = []
     if lock_memory:
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE):
+        if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT):
             refused.append(f"memory not locked: {os.strerror(ctypes.get_errno())}")
     if high_priority:
         try:

@@ -6,6 +6,7 @@ that differ from run to run.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -13,6 +14,7 @@ import socket
 import string
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,10 +125,14 @@ class Replay:
     def register(self, recorded_pid: int, further: bytes = b"") -> None:
         """A registered process in the place of a recorded one; with `further` requests that are answered 0."""
         connection = self.kept[recorded_pid] = self.caller(recorded_pid).connect()
-        connection.sendall(Header(Command.REGISTER).pack() + further)
-        if further:
+        connection.sendall(Header(Command.REGISTER).pack())
+        while further:
+            connection.sendall(further)
             reply = Header.unpack(connection.recv(32))
-            assert reply.result == 0, reply
+            if reply.result != -errno.EAGAIN:  # somebody's release of it is just under way
+                assert reply.result == 0, reply
+                return
+            time.sleep(0.05)
 
     def end(self, recorded_pid: int) -> None:
         """The process of that recorded pid ends."""
