@@ -28,7 +28,7 @@ from tests.support.two_engines import ROOT, OneVolume, one_volume
 pytestmark = [pytest.mark.peers, pytest.mark.storage, pytest.mark.slow]
 
 #: turns and seconds after which it is over, and how long that may take
-_ROUNDS, _SECONDS, _PATIENCE = 400, 20.0, 240.0
+_ROUNDS, _SECONDS, _PATIENCE = 400, 10.0, 240.0
 #: longer than this (s) nobody waits for a turn among contenders who ask all the time
 _STARVED = 60.0
 
@@ -178,6 +178,7 @@ def test_nobody_holds_it_twice_and_nobody_starves(
 
 
 @CROWDS
+@pytest.mark.parametrize("volume", ["file"], indirect=True)
 def test_readers_and_writers_exclude_each_other(
     volume: OneVolume, tmp_path: Path, contenders: list[str], record: Recorder
 ) -> None:

@@ -36,8 +36,12 @@ IO_TIMEOUT = 1
 HOST_DEAD = 68
 
 
+#: live owner, lost ballot, owner that may be dead, live shared holder
+HELD_ELSEWHERE = (-243, -244, -245, -246, -247, -11)
+
+
 class Refused(Exception):
-    """Somebody else has the lease: the reference's number of the refusal."""
+    """An operation failed: the reference's number of why."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -141,10 +145,12 @@ class EngineHost(ABC):
         self.release(name)
 
     def may_acquire(self, name: str, *, shared: bool = False) -> bool:
-        """Whether it gets the lease; it keeps it."""
+        """Whether it gets the lease, which it keeps, or somebody else has it. Raises Refused for any other reason."""
         try:
             self.acquire(name, shared=shared)
-        except Refused:
+        except Refused as refused:
+            if refused.number not in HELD_ELSEWHERE:
+                raise
             return False
         return True
 
@@ -171,7 +177,7 @@ import subprocess, sys
 from ast import literal_eval
 from leases.keeper.watchdog import boot_time
 from leases.volume import Volume
-from paxos.errors import HeldElsewhere, TryAgain
+from paxos.errors import LeaseholdError
 path, host_id, options = literal_eval(sys.argv[1])
 leases, lockspace = {}, Volume(path).join(host_id, watchdog="none", **options)
 class Calls:
@@ -207,7 +213,7 @@ for line in sys.stdin:
     function, arguments = literal_eval(line)
     try:
         answer = "ok", getattr(Calls, function)(None, *arguments)
-    except (HeldElsewhere, TryAgain) as refusal:
+    except LeaseholdError as refusal:
         answer = "refused", refusal.code
     except Exception as error:
         answer = "error", type(error).__name__, str(error)
