@@ -14,7 +14,7 @@ from paxos.errors import InvalidUse
 
 #: the first descriptor that systemd passes to a service
 _FIRST_PASSED = 3
-_BACKLOG = 128
+_BACKLOG = 1024
 
 
 def default_socket() -> str:

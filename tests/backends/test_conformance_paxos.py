@@ -20,6 +20,7 @@ from leases.daemon.wire import Resource as PlacedLease
 from leases.manager import Access, LockManager, Owner, Resource
 from paxos.errors import InvalidUse, NotJoined
 from paxos.geometry import MIB
+from tests.support.libvirt import until
 from tests.support.peers import SanlockDaemon, direct_init, zeroed_image
 
 pytestmark = pytest.mark.slow
@@ -30,16 +31,27 @@ class _OnVolumes(LockManagerConformance):
 
     root: ClassVar[Path]
     managers: ClassVar[dict[int, LockManager]]
+    #: whether the next test needs everything anew
+    spoilt: bool = False
     #: a part of the names of this test's disks
     serial: int = 0
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def _hosts(cls) -> Iterator[None]:
+        cls.begin()
+        yield
+        cls.end()
+
+    @classmethod
+    def begin(cls) -> None:
         cls.root = Path(tempfile.mkdtemp(prefix="leasehold-paxos-", dir="/var/tmp"))
         cls.managers = {}
+        cls.spoilt = False
         cls.before_all()
-        yield
+
+    @classmethod
+    def end(cls) -> None:
         for manager in cls.managers.values():
             manager.close()
         cls.after_all()
@@ -55,7 +67,11 @@ class _OnVolumes(LockManagerConformance):
 
     @pytest.fixture(autouse=True)
     def _new_disks(self) -> None:
-        type(self).serial += 1
+        cls = type(self)
+        cls.serial += 1
+        if cls.spoilt:
+            cls.end()
+            cls.begin()
 
     def manager(self, host: int) -> LockManager:
         if host not in self.managers:
@@ -71,8 +87,12 @@ class _OnVolumes(LockManagerConformance):
 
     def lose(self, disk: str) -> None:
         """Write over the host lease of host 1: its next renewal finds out."""
-        with open(self.root / LOCKSPACE, "r+b") as file:
+        type(self).spoilt = True
+        with open(self.lockspace_file(), "r+b") as file:
             file.write(b"\xff" * 512)
+
+    def lockspace_file(self) -> str:
+        return str(self.root / LOCKSPACE)
 
 
 class TestEmbedded(_OnVolumes):
@@ -87,10 +107,12 @@ class TestThroughSanlock(_OnVolumes):
     adopts = False
 
     daemons: ClassVar[dict[int, SanlockDaemon]]
+    run_dirs: ClassVar[dict[int, str]]
 
     @classmethod
     def before_all(cls) -> None:
         cls.daemons = {host: SanlockDaemon(f"host{host}").start() for host in (1, 2)}
+        cls.run_dirs = {host: str(daemon.run_dir) for host, daemon in cls.daemons.items()}
 
     @classmethod
     def after_all(cls) -> None:
@@ -98,17 +120,40 @@ class TestThroughSanlock(_OnVolumes):
             daemon.close()
 
     def new_manager(self, host: int) -> LockManager:
-        return PaxosManager(str(self.root), host_id=host, io_timeout=1, daemon=str(self.daemons[host].run_dir))
+        return PaxosManager(str(self.root), host_id=host, io_timeout=1, daemon=self.run_dirs[host])
 
     def start_process(self) -> subprocess.Popen[bytes]:
         """Registered, as the plugin registers QEMU."""
         process = subprocess.Popen(
-            [sys.executable, "-c", _REGISTERED, os.pathsep.join(sys.path), str(self.daemons[1].run_dir)],
+            [sys.executable, "-c", _REGISTERED, os.pathsep.join(sys.path), self.run_dirs[1]],
             stdout=subprocess.PIPE,
         )
         assert process.stdout is not None
         assert process.stdout.readline() == b"registered\n"
         return process
+
+
+class TestThroughOurDaemon(TestThroughSanlock):
+    """The same, with `leasehold daemon` in the place of sanlock."""
+
+    processes: ClassVar[list[subprocess.Popen[bytes]]]
+
+    @classmethod
+    def before_all(cls) -> None:
+        cls.processes = []
+        cls.run_dirs = {}
+        for host in (1, 2):
+            cls.run_dirs[host] = str(cls.root / f"run{host}")
+            options = ["--run-dir", cls.run_dirs[host], "--watchdog", "none", "--host-name", f"host{host}"]
+            command = [sys.executable, "-m", "leases.cli.main", "daemon", *options]
+            cls.processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            until(lambda host=host: (cls.root / f"run{host}" / "sanlock.sock").exists(), "the daemon's socket")
+
+    @classmethod
+    def after_all(cls) -> None:
+        for process in cls.processes:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.peers
@@ -140,9 +185,8 @@ class TestManualMode(_OnVolumes):
     def new_manager(self, host: int) -> LockManager:
         return _LeasesForDisks(self, [f"LS:{host}:{self.volume}:0"])
 
-    def lose(self, disk: str) -> None:
-        with open(self.volume, "r+b") as file:
-            file.write(b"\xff" * 512)
+    def lockspace_file(self) -> str:
+        return self.volume
 
     def lease(self, disk: Resource) -> Resource:
         """The lease that the management application laid out for a disk."""

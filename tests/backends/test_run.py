@@ -115,6 +115,29 @@ def test_the_command_dies_with_a_run_that_is_killed(kind: str, disk: Path) -> No
         until(lambda: not is_locked(disk), "the lock's end")
 
 
+@pytest.mark.parametrize("kind", ["fcntl", "paxos"])
+def test_the_command_is_stopped_by_the_watchdog_when_the_run_is_frozen(kind: str, disk: Path) -> None:
+    """Nobody proves or renews anything then, and nobody says so: the guardian acts on silence."""
+    first = start(kind, disk, "sh", "-c", "echo runs; echo $$; exec sleep 3600")
+    assert first.stdout is not None
+    pid = int(first.stdout.readline())
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        until(lambda: _state(pid) in "XZ", "the command's end")
+    finally:
+        first.kill()
+        first.wait()
+
+
+def _state(pid: int) -> str:
+    """Of a process, one letter; X if it is no more."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="latin-1") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "X"
+
+
 @pytest.mark.parametrize("kind", ["fcntl"])
 def test_a_signal_ends_the_waiting(kind: str, disk: Path) -> None:
     first = start(kind, disk, *READS)

@@ -24,8 +24,8 @@ class LockClient:
 
     def __init__(self, path: str | Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(str(path))  # with a timeout it would not wait in a full queue
         self.socket.settimeout(PATIENCE)
-        self.socket.connect(str(path))
         self._frames = Frames()
         self._serial = 0
 
