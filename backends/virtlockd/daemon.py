@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from backends.virtlockd import handover
-from backends.virtlockd.server import Server, Signals, become_the_next
+from backends.virtlockd.server import Server
+from backends.virtlockd.signals import Signals, become_the_next
 from paxos.errors import InvalidUse
 
 #: the first descriptor that systemd passes to a service
