@@ -40,7 +40,7 @@ from tests.support.memory import Landed
 from tests.support.stage import Machine, Stage, Task
 
 if TYPE_CHECKING:
-    from tests.support.story import Story
+    from tests.support.plot import Story
 
 
 @dataclass(eq=False)
@@ -260,6 +260,10 @@ class Host:
             pending = pending_of(error) if isinstance(error, DiskError) else None
             if doubt and pending and pending not in doubt.pending:
                 doubt.pending.append(pending)
+            if isinstance(error, BadRecord):  # what is no lease any more is nothing to settle
+                self.doubts.pop(lease, None)
+                self.say(f"gives up settling {_text(lease)}: {number(error)}")
+                return
             self.say(f"can't settle {_text(lease)} yet: {number(error)}")
 
         return self._on(lease, steps(), done, failed)

@@ -36,169 +36,28 @@ called by `h` and their id, or by name. Commands:
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from paxos import index as index_module
 from paxos import resource
 from paxos.errors import LeaseholdError
-from paxos.geometry import MIB, Geometry, Place
 from paxos.index import Index
 from paxos.lease_area import LeaseArea, survey
-from paxos.lockspace_area import LockspaceArea
 from paxos.owners import owners
-from paxos.records import fresh_lockspace, fresh_resource
 from paxos.request import Force
 from paxos.resource import Want
-from paxos.steps import Read, Steps, Write
-from tests.support import disk_lines
-from tests.support.cast import Host, Use, Work, number
+from paxos.steps import Steps
+from tests.support.cast import Host, Work, number
 from tests.support.memory import Endless
-from tests.support.stage import Machine, Rule, Stage, What
+from tests.support.plot import Story, Volume
+from tests.support.stage import Machine, Rule, What
+from tests.support.words import ScriptError, Words
 
-LOCKSPACE = b"LS"
-#: places for leases behind an index
-ROOM = 4
 #: seconds after which an operation that the story waits for is taken for endless
 PATIENCE = 500.0
-
-
-class ScriptError(Exception):
-    """A line that can't be read, or that makes no sense where it stands."""
-
-
-@dataclass(frozen=True)
-class Volume:
-    """What is laid out before a story begins."""
-
-    leases: int = 1
-    hosts: int = 8
-    sectors: int = 512
-    io_timeout: int = 1
-    index: bool = False
-
-    @property
-    def geometry(self) -> Geometry:
-        return Geometry(self.sectors, MIB)
-
-
-class Story:
-    """A volume, its hosts, and what has been told so far."""
-
-    def __init__(self, volume: Volume) -> None:
-        self.volume = volume
-        geometry = volume.geometry
-        align = geometry.align_size
-        areas = 1 + volume.leases + (2 + ROOM if volume.index else 0)
-        self.stage = Stage(areas * align, self.what)
-        self.area = LockspaceArea(LOCKSPACE, Place("d", 0), geometry)
-        self.disk = self.stage.disks["d"]
-        self.lay_out_lockspace()
-        self.leases: dict[str, LeaseArea] = {}
-        for lease in range(volume.leases):
-            name, at = f"r{lease}", align * (1 + lease)
-            self.disk[at : at + align] = fresh_resource(LOCKSPACE, name.encode(), geometry, volume.hosts)
-            self.leases[name] = LeaseArea(LOCKSPACE, name.encode(), Place("d", at), geometry)
-        self.index: Index | None = None
-        if volume.index:
-            self._lay_out_index(Place("d", align * (1 + volume.leases)))
-        self.hosts: dict[str, Host] = {}
-        self.old_disk: bytes | None = None
-        self.lines: list[str] = []
-        #: what must never happen, and did
-        self.violations: list[str] = []
-        self._highest: dict[LeaseArea, int] = {}
-        self._shown: dict[str, str] = {}
-        self.changes()
-
-    def lay_out_lockspace(self) -> None:
-        whole, first = fresh_lockspace(LOCKSPACE, self.volume.geometry, self.volume.io_timeout)
-        self.disk[: len(whole)] = whole
-        self.disk[: len(first)] = first
-
-    def _lay_out_index(self, place: Place) -> None:
-        geometry, hosts = self.volume.geometry, self.volume.hosts
-        self.stage.run(index_module.format_index(LOCKSPACE, place, geometry, ROOM, hosts))
-        self.index = self.stage.run(index_module.open_index(LOCKSPACE, place, 1.0))
-        assert self.index is not None
-        self.leases["guard"] = self.index.guard
-
-    # --- what is told ---
-
-    def say(self, text: str) -> None:
-        self.lines.append(f"    {self.stage.time:7.2f}  {text}")
-
-    def remark(self, text: str) -> None:
-        self.lines.append(f"             {text}")
-
-    def granted(self, host: Host, use: Use, known: bool) -> None:
-        """A host was given a lease: nobody else who is running may hold it, and leasehold's versions only grow.
-
-        `known`: it had this version before, in the other mode.
-        """
-        for other in self.hosts.values():
-            for theirs in other.uses if other is not host and not other.machine.suspended else []:
-                if theirs.lease == use.lease and not (theirs.held.shared and use.held.shared):
-                    self.remark(f"!! two owners: {host.label} and {other.label}")
-                    if not (host.reference and other.reference):
-                        self.violations.append(f"two owners of {use.lease.name!r}: {host.label} and {other.label}")
-        highest = self._highest.get(use.lease, 0)
-        if use.held.lver <= highest and not known:
-            self.remark(f"!! lver {use.held.lver} is not new: lver {highest} was granted before")
-            if not host.reference:
-                self.violations.append(f"{host.label} was granted lver {use.held.lver} after {highest}")
-        self._highest[use.lease] = max(highest, use.held.lver)
-
-    def changes(self) -> list[str]:
-        """The lines of the disk that are new or have changed since the last time."""
-        now = dict(self.disk_lines(times=False))
-        new = [f"{subject}: {line}" for subject, line in now.items() if self._shown.get(subject) != line]
-        gone = [f"{subject}: blank" for subject in self._shown if subject not in now]
-        self._shown = now
-        return new + gone
-
-    def disk_lines(self, times: bool) -> list[disk_lines.Line]:
-        lines = list(disk_lines.host_lease_lines(self.disk, self.volume.geometry, times))
-        newest = {lease.place: name for name, lease in self.leases.items()}
-        for name in newest.values():
-            lines += disk_lines.lease_lines(self.disk, self.leases[name], name, self.volume.hosts)
-        if self.index is not None:
-            lines += disk_lines.index_lines(self.disk, self.index, range(ROOM))
-        return lines
-
-    # --- what I/O is about ---
-
-    def what(self, step: Read | Write) -> What:
-        verb = "read" if isinstance(step, Read) else "write"
-        length = step.length if isinstance(step, Read) else len(step.data)
-        geometry = self.volume.geometry
-        place, at = divmod(step.offset, geometry.align_size)
-        whole = length == geometry.align_size
-        if place == 0:
-            return What(verb, "", "lockspace" if whole else f"id {at // geometry.sector_size + 1}")
-        if self.index is not None and step.offset - at == self.index.place.offset:
-            return What(verb, "index", "area" if whole else "header" if at == 0 and length == 4096 else "entries")
-        return What(verb, self._name_of(step.offset - at), _record(geometry, at, length))
-
-    def _name_of(self, offset: int) -> str:
-        for name, lease in reversed(self.leases.items()):
-            if lease.place.offset == offset:
-                return name
-        assert self.index is not None
-        return f"place {self.index.number(offset)}"
-
-
-def _record(geometry: Geometry, at: int, length: int) -> str:
-    sector = at // geometry.sector_size
-    if length == geometry.align_size:
-        return "area"
-    if length != geometry.sector_size:
-        return "blocks"
-    if geometry.has_lvb and at == geometry.lvb_offset:
-        return "value"
-    return {0: "leader", 1: "request"}.get(sector, f"block {sector - 1}")
 
 
 class Teller:
@@ -220,7 +79,9 @@ class Teller:
         verb = words.next()
         command = getattr(self, f"do_{verb}", None)
         if command is None:
-            raise ScriptError(f"no such command: {verb}")
+            if verb not in self._operations:
+                raise ScriptError(f"no such command: {verb}")
+            command = partial(self._now, verb)
         if verb == "volume":
             command(words)
             return []
@@ -292,8 +153,9 @@ class Teller:
 
     # --- operations ---
 
-    def _work(self, verb: str, words: Words) -> tuple[Host, Work]:
-        makers: dict[str, Callable[[Host, Words], Work]] = {
+    @property
+    def _operations(self) -> dict[str, Callable[[Host, Words], Work]]:
+        return {
             "join": lambda host, _: host.join(),
             "leave": lambda host, _: host.leave(),
             "acquire": self._acquire,
@@ -308,12 +170,14 @@ class Teller:
             "rebuild": self._rebuild,
             "entry": self._entry,
         }
-        if verb not in makers:
+
+    def _work(self, verb: str, words: Words) -> tuple[Host, Work]:
+        if verb not in self._operations:
             raise ScriptError(f"no such operation: {verb}")
         host = self.host(words.next())
         if not host.machine.on:
             raise ScriptError(f"{host.label} is off")
-        return host, makers[verb](host, words)
+        return host, self._operations[verb](host, words)
 
     def _now(self, verb: str, words: Words) -> None:
         host, work = self._work(verb, words)
@@ -331,39 +195,6 @@ class Teller:
     def do_join(self, words: Words) -> None:
         while words:
             self._now("join", Words(words.next()))
-
-    def do_leave(self, words: Words) -> None:
-        self._now("leave", words)
-
-    def do_acquire(self, words: Words) -> None:
-        self._now("acquire", words)
-
-    def do_release(self, words: Words) -> None:
-        self._now("release", words)
-
-    def do_convert(self, words: Words) -> None:
-        self._now("convert", words)
-
-    def do_verify(self, words: Words) -> None:
-        self._now("verify", words)
-
-    def do_request(self, words: Words) -> None:
-        self._now("request", words)
-
-    def do_value(self, words: Words) -> None:
-        self._now("value", words)
-
-    def do_create(self, words: Words) -> None:
-        self._now("create", words)
-
-    def do_delete(self, words: Words) -> None:
-        self._now("delete", words)
-
-    def do_rebuild(self, words: Words) -> None:
-        self._now("rebuild", words)
-
-    def do_entry(self, words: Words) -> None:
-        self._now("entry", words)
 
     def do_settle(self, words: Words) -> None:
         host, work = self._work("settle", words)
@@ -656,59 +487,6 @@ class Teller:
 
 def _noun(what: What) -> str:
     return f"{what.verb} of {what.area} {what.record}".replace("  ", " ")
-
-
-class Words:
-    """The words of a command, from left to right."""
-
-    def __init__(self, line: str) -> None:
-        try:
-            self._words = shlex.split(line)
-        except ValueError as odd:
-            raise ScriptError(str(odd)) from odd
-
-    def __bool__(self) -> bool:
-        return bool(self._words)
-
-    def peek(self) -> str:
-        return self._words[0] if self._words else ""
-
-    def next(self) -> str:
-        if not self._words:
-            raise ScriptError("a word is missing at the end")
-        return self._words.pop(0)
-
-    def number(self) -> int:
-        word = self.next()
-        try:
-            return int(word)
-        except ValueError:
-            raise ScriptError(f"{word} is no number") from None
-
-    def take(self, word: str) -> bool:
-        """Whether the next word is this one; then it is taken."""
-        if self.peek() != word:
-            return False
-        self.next()
-        return True
-
-    def expect(self, word: str) -> None:
-        if not self.take(word):
-            raise ScriptError(f"{word!r} is missing")
-
-    def one_of(self, *words: str) -> str:
-        word = self.next()
-        if word not in words:
-            raise ScriptError(f"{word} is none of: {', '.join(words)}")
-        return word
-
-    def rest(self) -> list[str]:
-        rest, self._words = self._words, []
-        return rest
-
-    def end(self) -> None:
-        if self._words:
-            raise ScriptError(f"too much: {' '.join(self._words)}")
 
 
 @dataclass(frozen=True)
