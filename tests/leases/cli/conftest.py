@@ -20,7 +20,7 @@ from leases.volume import Volume
 
 #: seconds that anything may take before a test gives up
 PATIENCE = 60
-LEASES = 40
+LEASES = 90
 
 
 @dataclass
