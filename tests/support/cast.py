@@ -163,7 +163,7 @@ class Host:
 
     def leave(self) -> Work:
         def left(_: Any) -> None:
-            self._leave_nothing_behind()
+            self._forget()
             self.say("left")
 
         return Work(self._leave(), left, self.refused)
@@ -175,11 +175,6 @@ class Host:
         yield from stop_holders(self.vitals, self, at_once=True)
         yield Sleep(1.0)  # its renewals have ended by then
         yield from host_lease.release(self.lease, self.timing)
-
-    def _leave_nothing_behind(self) -> None:
-        doubts = self.doubts
-        self._forget()
-        self.doubts = doubts
 
     def acquire(self, lease: LeaseArea, want: Want) -> Work:
         by = reference if self.reference else resource
@@ -373,7 +368,7 @@ class Host:
     def _guard_ended(self, guard: Task, renewing: Task) -> None:
         if guard.result is not None:
             renewing.step = None
-            self._leave_nothing_behind()
+            self._forget()
             self.say("has no users left: its watchdog is disarmed, it is no member any more")
 
     # --- Hands ---
