@@ -164,8 +164,8 @@ class HolderShows:
 class LeadersGrow:
     """Nobody sets a leader's version back by a write that was in time.
 
-    Holds where no process is paused between its look and its write. A leader that a competitor wrote is left out: its
-    owner does not wait for anybody to see it.
+    Holds where no process stands still between its look and its write. A leader that a competitor wrote is left out:
+    its owner does not wait for anybody to see it.
     """
 
     def __init__(self, layout: Layout) -> None:

@@ -47,24 +47,32 @@ class Mutant:
 def planted(mutant: Mutant) -> Iterator[None]:
     """The mutant's bug is in the code. Raises InvalidUse if an edit does not fit the code any more."""
     with ExitStack() as stack:
-        for edit in mutant.edits:
-            stack.enter_context(_edited(edit, mutant.name))
+        for where in dict.fromkeys(edit.where for edit in mutant.edits):
+            stack.enter_context(_edited(where, mutant))
         yield
 
 
 @contextmanager
-def _edited(edit: Edit, name: str) -> Iterator[None]:
-    module_name, _, path = edit.where.partition(":")
+def _edited(where: str, mutant: Mutant) -> Iterator[None]:
+    module_name, _, path = where.partition(":")
     module = import_module(module_name)
     *outer, last = path.split(".")
     owner: Any = module
     for part in outer:
         owner = getattr(owner, part)
     original = inspect.getattr_static(owner, last)
-    changed = _compiled(original, edit, name, module.__dict__)[last]
+    code = compile(
+        _edited_source(original, where, mutant),
+        f"<mutant {mutant.name}>",
+        "exec",
+        flags=__future__.annotations.compiler_flag,
+        dont_inherit=True,
+    )
+    made: dict[str, Any] = {}
+    exec(code, vars(module), made)
     places = [(owner, last)] if outer else list(_uses_of(original))
     for place, attribute in places:
-        setattr(place, attribute, changed)
+        setattr(place, attribute, made[last])
     try:
         yield
     finally:
@@ -72,21 +80,16 @@ def _edited(edit: Edit, name: str) -> Iterator[None]:
             setattr(place, attribute, original)
 
 
-def _compiled(original: Any, edit: Edit, name: str, names: dict[str, Any]) -> dict[str, Any]:
-    source = textwrap.dedent(inspect.getsource(original.fget if isinstance(original, property) else original))
-    if source.count(edit.old) != 1:
-        found = source.count(edit.old)
-        raise InvalidUse(reason=f"mutant {name}: {edit.where} has {edit.old!r} {found} times, not once")
-    made: dict[str, Any] = {}
-    code = compile(
-        source.replace(edit.old, edit.new),
-        f"<mutant {name}>",
-        "exec",
-        flags=__future__.annotations.compiler_flag,
-        dont_inherit=True,
-    )
-    exec(code, names, made)
-    return made
+def _edited_source(original: Any, where: str, mutant: Mutant) -> str:
+    function: Any = original.fget if isinstance(original, property) else original
+    source = textwrap.dedent(inspect.getsource(function))
+    for edit in mutant.edits:
+        if edit.where == where:
+            if source.count(edit.old) != 1:
+                times = source.count(edit.old)
+                raise InvalidUse(reason=f"mutant {mutant.name}: {where} has {edit.old!r} {times} times, not once")
+            source = source.replace(edit.old, edit.new)
+    return source
 
 
 def _uses_of(function: Any) -> Iterator[tuple[Any, str]]:

@@ -73,8 +73,9 @@ MUTANTS = (
                 "return highest - highest % max_hosts + max_hosts + host_id",
                 "return highest + 1",
             ),
+            Edit("paxos.area:blocks", "if block.mbal and block.mbal % geometry", "if False and block.mbal % geometry"),
         ),
-        "slow contention",
+        "contention",
     ),
     Mutant(
         "trust-equal-ballot",
@@ -84,7 +85,7 @@ MUTANTS = (
             Edit(
                 "paxos.ballot:_give_up_if_lost",
                 "highest > ballot.mbal",
-                "(highest - 1) // ballot.lease.geometry.max_hosts > (ballot.mbal - 1) // ballot.lease.geometry.max_hosts",
+                "highest > ballot.mbal + ballot.lease.geometry.max_hosts - ballot.host_id",
             ),
         ),
         "contention",
@@ -188,8 +189,8 @@ MUTANTS = (
         (
             Edit(
                 "paxos.settle:_retract",
-                "wanted: Block = block.changed(\n",
-                "wanted: Block = block.changed(mbal=0, bal=0, inp=0, inp2=0, inp3=0, lver=0,\n",
+                "wanted: Block = last.changed(\n",
+                "wanted: Block = last.changed(mbal=0, bal=0, inp=0, inp2=0, inp3=0, lver=0,\n",
             ),
         ),
         "late I/O",
@@ -226,7 +227,7 @@ MUTANTS = (
         "a release goes on though the write of its block is still in flight",
         "two I/Os of one operation are in flight and only one is known",
         (Edit("paxos.resource:release", "except IOTimeout:\n        raise\n    ", ""),),
-        "late I/O often",
+        "two late steps of one release",
     ),
     Mutant(
         "clean-up-frees-anything",
@@ -247,6 +248,6 @@ MUTANTS = (
         "a release frees the leader whatever it says",
         "the leader goes back to an earlier version",
         (Edit("paxos.election:free_leader", "if seen != ours and seen.lver >= ours.lver:", "if False:"),),
-        "contention, all in time",
+        "slow contention, watched",
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 
 from leases.sim.checkers import Violation
 from paxos.disk.buffers import Buffer
@@ -56,10 +57,8 @@ def a_late_write_keeps_its_bytes() -> None:
         os.truncate(file.name, 16 * _SECTOR)
         engine = Engine(clock=lambda: disk.now, capacity=8, mechanism=lambda capacity: disk)
         engine.devices.open(file.name, 30.0)
-        try:
+        with suppress(IOTimeout):
             engine.run(write(file.name, 0, b"1" * _SECTOR, 10.0))
-        except IOTimeout:
-            pass
         for number in range(1, 4):
             engine.run(write(file.name, number * _SECTOR, b"2" * _SECTOR, 10.0))
         assert disk.hanging is not None

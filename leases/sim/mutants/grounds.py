@@ -19,7 +19,16 @@ from leases.sim.host import Work
 from leases.sim.invariants import LeadersGrow, LostIsLost, invariants
 from leases.sim.layout import Layout
 from leases.sim.mutants import buffers, ladder, stories
-from leases.sim.mutants.worlds import frozen_whole, old_leaders_return, one_host_id_for_two, twins, two_io_timeouts
+from leases.sim.mutants.worlds import (
+    clocks_apart,
+    frozen_whole,
+    old_leaders_return,
+    one_host_id_at_once,
+    one_host_id_for_two,
+    twins,
+    two_io_timeouts,
+    watched,
+)
 from paxos import election
 
 
@@ -120,10 +129,6 @@ def _setup(hosts: int, minutes: float, work: Work, faults: Faults = NONE, fire_t
     )
 
 
-def _leaders_grow(layout: Layout) -> list[Any]:
-    return [LeadersGrow(layout)]
-
-
 def _lost_is_lost(layout: Layout) -> list[Any]:
     return [LostIsLost(layout, within=5.0)]
 
@@ -133,30 +138,39 @@ GROUNDS: dict[str, Ground] = {
         lambda: small.explorer(2, [small.user(1, 2, shared=True), small.user(2, 2)]), Limits(max_states=40_000)
     ),
     "contention": Simulated(_setup(3, 1, _BUSY, _JITTER)),
-    "contention, all in time": Simulated(_setup(3, 1, _BUSY), rules=_leaders_grow),
+    "slow contention, watched": Simulated(
+        _setup(3, 3, replace(_BUSY, period_s=0.1), Faults(slow=0.1)),
+        watched,
+        rules=lambda layout: [LeadersGrow(layout)],
+    ),
     "slow contention": Simulated(_setup(3, 3, replace(_BUSY, period_s=0.3), Faults(slow=0.3, early=0.2, split=0.1))),
     "sharing": Simulated(_setup(3, 1, _SHARING, _JITTER)),
     "late I/O": Simulated(_setup(3, 5, replace(_SHARING, period_s=0.5), _LATE)),
-    "late I/O often": Simulated(_setup(3, 5, replace(_SHARING, period_s=0.5), replace(_LATE, late=0.2, late_s=20))),
-    "late I/O under long holds": Simulated(_setup(3, 5, replace(_SHARING, period_s=1.0, hold_s=5.0), _LATE)),
+    "late I/O under long holds": Simulated(
+        _setup(3, 5, replace(_BUSY, period_s=0.05, hold_s=3.0), replace(_LATE, error=0.05))
+    ),
     "stale reads": Simulated(_setup(3, 3, replace(_SHARING, leaves=60), Faults(slow=0.02, stale=0.01, early=0.02))),
     "old leaders return": Simulated(_setup(3, 5, replace(_BUSY, period_s=0.5, hold_s=3.0)), old_leaders_return),
     "deaths": Simulated(_setup(3, 30, _PATIENT, _DEATHS)),
-    "clocks that run apart": Simulated(_setup(3, 30, _PATIENT, replace(_DEATHS, clock_rate=0.01))),
-    "slow renewals": Simulated(_setup(3, 30, _PATIENT, replace(_DEATHS, unacked=0.2, late_s=10))),
+    "clocks that run apart": Simulated(_setup(3, 30, _PATIENT, _DEATHS, fire_timeout=60), clocks_apart),
     "two io_timeouts": Simulated(_setup(3, 30, _PATIENT, _DEATHS), two_io_timeouts(4)),
     "two io_timeouts, sharing": Simulated(
         _setup(2, 30, replace(_PATIENT, shared=0.5, period_s=0.2), Faults(pause=60, pause_s=75)), two_io_timeouts(10)
     ),
-    "newcomers": Simulated(_setup(3, 10, replace(_SHARING, hold_s=0.5, leaves=60), Faults(hung=0.2, late_s=5))),
+    "newcomers": Simulated(_setup(2, 10, replace(_SHARING, hold_s=0.5, leaves=60)), two_io_timeouts(10)),
     "rejoining": Simulated(_setup(2, 10, replace(_BUSY, period_s=5.0, leaves=60))),
     "one host id for two": Simulated(
         _setup(2, 20, replace(_BUSY, period_s=20.0, leaves=20), Faults(slow=0.3, reset=10)), one_host_id_for_two
+    ),
+    "one host id for two at once": Simulated(
+        _setup(2, 3, replace(_BUSY, period_s=20.0), Faults(slow=0.5)), one_host_id_at_once
     ),
     "twins": Simulated(_setup(2, 3, replace(_BUSY, period_s=20.0)), twins, rules=_lost_is_lost, usual_rules=False),
     "frozen whole": Simulated(_setup(2, 20, replace(_PATIENT, long_holds=1.0)), frozen_whole, usual_rules=False),
     "a late commit of a reference host": Story(stories.a_late_commit_of_a_reference_host),
     "a competitor wrote the leader": Story(stories.a_competitor_wrote_the_leader),
+    "two late steps of one release": Story(stories.two_late_steps_of_one_release),
+    "an old record of the owner": Story(stories.an_old_record_of_the_owner),
     "the ladder": Story(ladder.whole_ladder),
     "an engine and a slow disk": Story(buffers.a_late_write_keeps_its_bytes),
 }

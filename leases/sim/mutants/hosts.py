@@ -17,26 +17,20 @@ MUTANTS = (
         "a host that joins does not wait before it looks again",
         "two hosts take one host id at once",
         (Edit("paxos.host_lease:acquire", "yield from sleep(other.join_settle)", "pass"),),
-        "one host id for two",
+        "one host id for two at once",
     ),
     Mutant(
         "join-without-final-read",
         "a host that joins does not look again at what it wrote",
         "two hosts take one host id at once",
         (Edit("paxos.host_lease:acquire", "if seen != record:", "if False:"),),
-        "one host id for two",
+        "one host id for two at once",
     ),
     Mutant(
         "join-beside-the-living",
         "a host that joins does not wait for the death of the id's owner",
         "a host id has two owners",
-        (
-            Edit(
-                "paxos.host_lease:acquire",
-                "if not found.free and not same_name(found.resource_name, owner_name):",
-                "if False:",
-            ),
-        ),
+        (Edit("paxos.host_lease:acquire", "if not found.free and not", "if False and not"),),
         "one host id for two",
     ),
     Mutant(
@@ -86,10 +80,12 @@ MUTANTS = (
         "others count from before",
         (
             Edit(
-                "paxos.host_lease:renew", "lease.last_success, written_at\n", "lease.last_success, (yield from now())\n"
+                "paxos.host_lease:renew",
+                "    done = yield from now()\n",
+                "    done = lease.last_success = yield from now()\n",
             ),
         ),
-        "slow renewals",
+        "the ladder",
     ),
     Mutant(
         "fed-without-renewal",

@@ -20,7 +20,7 @@ from leases.keeper.decisions import (
     stand_guard,
 )
 from leases.sim.checkers import Judge, Violation
-from leases.sim.disk import Path
+from leases.sim.disk import InFlight, Path
 from leases.sim.faults import NONE, Plan
 from leases.sim.layout import Layout
 from leases.sim.machine import Machine, Process
@@ -31,6 +31,7 @@ from paxos.host_lease import HostLease, Renewal
 from paxos.liveness import HostTable, Member
 from paxos.lockspace_area import LockspaceArea, Observation
 from paxos.resource import Held
+from paxos.steps import Write
 from paxos.timing import Timing
 
 _TIMING = Timing(2, 60)
@@ -199,11 +200,32 @@ def a_renewal_that_is_not_there() -> None:
     )
 
 
+def an_acknowledgement_that_takes_long() -> None:
+    """A renewal is on the disk at once, and its host learns of it seconds later: others count from before."""
+    keeping = Keeping().run(10)
+    before = _last_success(keeping)
+    answer = keeping.path._answer
+    written: list[float] = []
+
+    def slowly(io: InFlight) -> None:
+        if isinstance(io.step, Write) and not written:
+            written.append(keeping.now)
+            keeping.world.after(2 * _TIMING.renewal_interval, answer, io)
+        else:
+            answer(io)
+
+    keeping.path._answer = slowly  # type: ignore[method-assign]
+    while _last_success(keeping) == before:
+        keeping.run(0.1)
+    _demand(_last_success(keeping) <= written[0], "a deadline is counted from when a renewal was acknowledged")
+
+
 STORIES: tuple[Callable[[], None], ...] = (
     a_disk_that_is_gone,
     a_disk_that_comes_back_too_late,
     a_guard_that_wakes_last,
     a_renewal_that_is_not_there,
+    an_acknowledgement_that_takes_long,
 )
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from leases.sim.mutants import Edit, Mutant
 
+_MARK_LAST = """\
+    yield from write_block(won.lease, member.host_id, block, chosen.sector, member.timing.io_timeout)
+    return _held("""
+
 MUTANTS = (
     Mutant(
         "take-over-early",
@@ -57,7 +61,7 @@ MUTANTS = (
                 "return sector.free\n",
             ),
         ),
-        "stale reads",
+        "an old record of the owner",
     ),
     Mutant(
         "nobody-is-asked",
@@ -87,7 +91,8 @@ MUTANTS = (
             Edit(
                 "paxos.lease_area:Scene.released_by_owner",
                 "    block = self.blocks.get(self.leader.owner_id, EMPTY_BLOCK)\n",
-                "    if any(b.released and b.lver == self.leader.lver for b in self.blocks.values()):\n        return True\n"
+                "    if any(b.released and b.lver == self.leader.lver for b in self.blocks.values()):\n"
+                "        return True\n"
                 "    block = self.blocks.get(self.leader.owner_id, EMPTY_BLOCK)\n",
             ),
         ),
@@ -98,7 +103,7 @@ MUTANTS = (
         "an owner that says RELEASED is not given the time to free the leader",
         "its last write sets the leader back",
         (Edit("paxos.ownership:_settled_release", "pause = 0.005", "return True"),),
-        "contention, all in time",
+        "slow contention, watched",
     ),
     Mutant(
         "shrunk-num-hosts-believed",
@@ -177,10 +182,10 @@ MUTANTS = (
         (
             Edit(
                 "paxos.resource:_mark_shared",
-                "    yield from write_block(won.lease, member.host_id, block, chosen.sector, member.timing.io_timeout)\n    try:\n        yield from free_leader(member, won.lease, won.leader)\n",
-                "    try:\n        yield from free_leader(member, won.lease, won.leader)\n"
-                "        yield from write_block(won.lease, member.host_id, block, chosen.sector, member.timing.io_timeout)\n",
+                "    yield from write_block(won.lease, member.host_id, block, chosen.sector, member.timing.io_timeout)\n",
+                "",
             ),
+            Edit("paxos.resource:_mark_shared", "    return _held(", _MARK_LAST),
         ),
         "shared and exclusive",
     ),
@@ -189,10 +194,11 @@ MUTANTS = (
         "an exclusive holder that goes shared frees the leader before it sets its mark",
         "an exclusive acquirer gets in between",
         (
+            Edit("paxos.resource:convert_to_shared", "    yield from _rewrite_block(member, held, block)\n", ""),
             Edit(
                 "paxos.resource:convert_to_shared",
-                "    yield from _rewrite_block(member, held, block)\n    yield from free_leader(member, held.lease, held.leader)\n",
-                "    yield from free_leader(member, held.lease, held.leader)\n    yield from _rewrite_block(member, held, block)\n",
+                "    return replace(",
+                "    yield from _rewrite_block(member, held, block)\n    return replace(",
             ),
         ),
         "sharing",

@@ -6,14 +6,17 @@ Each raises Violation where a bug shows, and plays to its end without one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from leases.sim import reference, small
 from leases.sim.checkers import Violation
 from leases.sim.explorer import NOON, Environment
-from paxos import resource
+from paxos import resource, settle
 from paxos.errors import DiskError, IOTimeout, LeaseholdError
 from paxos.lease_area import LeaseArea
+from paxos.records import Block, Leader
 from paxos.resource import Held, Want
 from paxos.steps import Now, Pending, Read, Reap, Sleep, Steps, Write
 
@@ -28,8 +31,11 @@ class Stage:
         self.clock = NOON
         self.lease: LeaseArea = small.lease(2)
         self.members = {host: small.member(Environment(), host, 2) for host in (1, 2)}
-        #: a write for which this is true times out, once; it is then in `late`
-        self.hold_back: Callable[[Write], bool] = lambda step: False
+        #: what an old path shows instead of a sector, by its offset
+        self.old: dict[int, bytes] = {}
+        #: an I/O for which the first of these is true times out, and the next one waits for another; a write is then
+        #: in `late`
+        self.hold_back: list[Callable[[Any], bool]] = []
         self.late: list[Write] = []
 
     def land(self) -> None:
@@ -49,17 +55,19 @@ class Stage:
             return self.clock
         if isinstance(step, Sleep):
             self.clock += step.seconds
+        elif isinstance(step, Read | Write) and self.hold_back and self.hold_back[0](step):
+            del self.hold_back[0]
+            if isinstance(step, Write):
+                self.late.append(step)
+            raise _timed_out(step, Pending(step))
         elif isinstance(step, Read):
+            if step.offset in self.old:
+                return memoryview(self.old[step.offset])
             return memoryview(self.bytes).toreadonly()[step.offset : step.offset + step.length]
         elif isinstance(step, Write):
-            if self.hold_back(step):
-                self.hold_back = lambda step: False
-                self.late.append(step)
-                raise _timed_out(step, Pending(step))
             self._store(step)
-        elif isinstance(step, Reap):
-            if step.pending.step in self.late:
-                raise _timed_out(step.pending.step, step.pending)
+        elif isinstance(step, Reap) and step.pending.step in self.late:
+            raise _timed_out(step.pending.step, step.pending)
         return None
 
     def _store(self, step: Write) -> None:
@@ -80,7 +88,7 @@ class Played:
         self._steps = steps
         self.step: Any = None
         self.result: Any = None
-        self._go(lambda: next(steps))
+        self._go(partial(next, steps))
 
     def _go(self, how: Callable[[], Any]) -> None:
         try:
@@ -93,29 +101,31 @@ class Played:
         while self.step is not None and not condition(self.step):
             try:
                 answer = self._stage.perform(self.step)
-            except DiskError as failed:
-                failure = failed
-                self._go(lambda: self._steps.throw(failure))
+            except DiskError as failure:
+                self._go(partial(self._steps.throw, failure))
             else:
-                self._go(lambda: self._steps.send(answer))  # noqa: B023 (called at once)
+                self._go(partial(self._steps.send, answer))
         return self
 
     def finish(self) -> Any:
         return self.until(lambda step: False).result
 
 
+def _writes(stage: Stage, sector: int) -> Callable[[Any], bool]:
+    offset = stage.lease.place.at(sector * stage.lease.geometry.sector_size)
+    return lambda step: isinstance(step, Write) and step.offset == offset
+
+
 def _writes_leader(stage: Stage) -> Callable[[Any], bool]:
-    return lambda step: isinstance(step, Write) and step.offset == stage.lease.place.offset
+    return _writes(stage, 0)
 
 
 def a_late_commit_of_a_reference_host() -> None:
     """Host 1 follows the reference: its commit is late, it erases its block. Host 2 takes the lease, then it lands."""
     stage = Stage()
-    stage.hold_back = _writes_leader(stage)
-    try:
+    stage.hold_back = [_writes_leader(stage)]
+    with suppress(DiskError):
         stage.run(reference.acquire(stage.members[1], stage.lease, _NOWAIT))
-    except DiskError:
-        pass
     held: Held = stage.run(resource.acquire(stage.members[2], stage.lease, _NOWAIT))
     stage.land()
     try:
@@ -126,17 +136,52 @@ def a_late_commit_of_a_reference_host() -> None:
 
 
 def a_competitor_wrote_the_leader() -> None:
-    """Host 2 commits what host 1 proposed, after host 1 did. Host 1 releases; then the lease must be host 2's to take."""
+    """Host 2 commits what host 1 proposed, after host 1 did. Host 1 releases; then host 2 must get it."""
     stage = Stage()
     first = stage.start(resource.acquire(stage.members[1], stage.lease, _NOWAIT)).until(_writes_leader(stage))
     second = stage.start(resource.acquire(stage.members[2], stage.lease, _NOWAIT)).until(_writes_leader(stage))
     held: Held = first.finish()
-    try:
+    with suppress(LeaseholdError):
         second.finish()
-    except LeaseholdError:
-        pass
     stage.run(resource.release(stage.members[1], held))
     try:
         stage.run(resource.acquire(stage.members[2], stage.lease, _NOWAIT))
     except LeaseholdError as refused:
         raise Violation("usable", f"host 1 gave the lease back, and host 2 was refused: {refused!r}") from refused
+
+
+def an_old_record_of_the_owner() -> None:
+    """Host 1 holds the lease. An old path shows host 2 the host lease of host 1 as it was before that joined."""
+    stage = Stage()
+    held: Held = stage.run(resource.acquire(stage.members[1], stage.lease, _NOWAIT))
+    area = stage.members[1].area
+    offset = area.place.at(area.geometry.delta_offset(1))
+    length = area.geometry.sector_size
+    joined = Leader.unpack(stage.bytes[offset : offset + length])
+    stage.old[offset] = joined.changed(owner_generation=0, timestamp=0).sector(length)
+    try:
+        other: Held = stage.run(resource.acquire(stage.members[2], stage.lease, _NOWAIT))
+    except LeaseholdError:
+        return
+    raise Violation("one owner", f"host 2 was granted version {other.lver} while host 1 holds {held.lver}")
+
+
+def two_late_steps_of_one_release() -> None:
+    """The block that says RELEASED is late, and if the release goes on all the same, its next I/O is late too."""
+    stage = Stage()
+    me = stage.members[1]
+    held: Held = stage.run(resource.acquire(me, stage.lease, _NOWAIT))
+    stage.hold_back = [_writes(stage, 2), lambda step: isinstance(step, Read)]
+    try:
+        stage.run(resource.release(me, held))
+    except DiskError as failed:
+        pending = settle.pending_of(failed)
+        try:
+            stage.run(settle.settle(me, stage.lease, [pending] if pending else []))
+        except IOTimeout:
+            return  # it is known what is in flight, and waited for
+    again: Held = stage.run(resource.acquire(me, stage.lease, _NOWAIT))
+    stage.land()
+    block = Block.unpack(stage.bytes[stage.lease.place.at(stage.lease.geometry.block_offset(1)) :])
+    if block.lver != again.lver or block.released:
+        raise Violation("holder shows it", f"host 1 holds version {again.lver}, and its block says {block}")

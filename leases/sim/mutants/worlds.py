@@ -1,4 +1,4 @@
-"""What befalls whole clusters on some hunting grounds, besides the faults that are drawn: prepared before they start."""
+"""What befalls clusters on some hunting grounds besides the faults that are drawn: prepared before they start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from leases.sim.cluster import Cluster
 from leases.sim.host import Host
 from leases.sim.machine import Machine
 from paxos.records import Leader
-from paxos.timing import Timing
+from paxos.steps import Write
+from paxos.timing import CLOCK_RATE_ERROR, Timing
 
 
 def two_io_timeouts(slow_io_timeout: int) -> Any:
@@ -23,9 +24,49 @@ def two_io_timeouts(slow_io_timeout: int) -> Any:
     return prepare
 
 
+def clocks_apart(cluster: Cluster) -> None:
+    """The first host's clock runs slow and the others' fast, as far apart as clocks may run."""
+    for host in cluster.hosts:
+        apart = CLOCK_RATE_ERROR / 2
+        host.machine.rate = 1 - apart if host is cluster.hosts[0] else 1 + apart
+
+
 def one_host_id_for_two(cluster: Cluster) -> None:
     """The last host is configured with the first one's host id."""
     cluster.hosts[-1].host_id = cluster.hosts[0].host_id
+
+
+def one_host_id_at_once(cluster: Cluster) -> None:
+    """So it is, and whenever both are about to start they start together."""
+    one_host_id_for_two(cluster)
+    for host in cluster.hosts:
+        start = host.start_daemon
+        host.machine.on_boot = lambda machine, start=start: cluster.world.at((cluster.world.now // 60 + 1) * 60, start)
+
+
+def watched(cluster: Cluster) -> None:
+    """Nobody sets a leader back knowing better: to an earlier version than the same task has read last."""
+    read: dict[tuple[Any, int], int] = {}
+    for host in cluster.hosts:
+        for path in host.machine.paths.values():
+            path._answer = _watching(path._answer, cluster, read)  # type: ignore[method-assign]
+
+
+def _watching(answer: Any, cluster: Cluster, read: dict[tuple[Any, int], int]) -> Any:
+    layout = cluster.layout
+
+    def watching(io: Any) -> None:
+        area, sector = layout.where(io.step.offset)
+        if area and not sector and not io.ended and not io.error:
+            if isinstance(io.step, Write):
+                lver, last = Leader.unpack(io.step.data).lver, read.get((io.task, area), 0)
+                if lver < last:
+                    raise Violation("leaders grow", f"{io.task.name} set r{area} back from version {last} to {lver}")
+            else:
+                read[io.task, area] = Leader.unpack(io.value).lver
+        answer(io)
+
+    return watching
 
 
 def twins(cluster: Cluster) -> None:
@@ -57,7 +98,7 @@ def old_leaders_return(cluster: Cluster) -> None:
         cluster.world.after(random.uniform(1, 6), again)
 
     remember(None)
-    again(None)
+    cluster.world.after(random.uniform(15, 45), again)
 
 
 def frozen_whole(cluster: Cluster) -> None:
