@@ -19,7 +19,7 @@ from paxos.disk.device import Device, Devices
 from paxos.disk.engine import Engine
 from paxos.errors import InvalidUse, LeaseholdError
 from paxos.geometry import PROBE_LENGTH, SECTOR_FLAGS, Geometry, Place
-from paxos.index_records import INDEX_MAGIC, IndexEntry, IndexHeader
+from paxos.index_records import INDEX_MAGIC, IndexHeader
 from paxos.records import (
     DELTA_MAGIC,
     PAXOS_MAGIC,
@@ -173,19 +173,21 @@ def dump(arguments: Arguments) -> int:
     start = int(offset or 0)
     end = start + int(size) if size else os.path.getsize(path) if os.path.isfile(path) else sys.maxsize
     try:
-        lines = list(_on(Disk(path), lambda _device: _dump(os.path.abspath(path), start, end, geometry(arguments))))
+        lines = _on(Disk(path), lambda _device: _dump(os.path.abspath(path), start, end, geometry(arguments)))
     except LeaseholdError as error:
         print(error, file=sys.stderr)
         return error.code
-    if not lines:
+    if lines is None:
         print("Cannot find sector_size and align_size, set with -A and -Z.")
         return -22
     print(f"{'offset':>8} {'lockspace':>36} {'resource':>48} {'timestamp':>10} {'own':>4} {'gen':>4} lver")
-    print("\n".join(lines))
+    for line in lines:
+        print(line)
     return 0
 
 
-def _dump(path: str, start: int, end: int, sizes: Geometry | None) -> Steps[list[str]]:
+def _dump(path: str, start: int, end: int, sizes: Geometry | None) -> Steps[list[str] | None]:
+    """A line for each lease in use; None where not even the first area tells its sizes."""
     lines: list[str] = []
     at = start
     while at + PROBE_LENGTH <= end:
@@ -193,7 +195,7 @@ def _dump(path: str, start: int, end: int, sizes: Geometry | None) -> Steps[list
         leader = Leader.unpack(first)
         found = sizes or _sizes(bytes(first))
         if found is None:
-            break
+            return None if at == start else lines
         length = min(found.align_size, end - at)
         area = bytes((yield from read(path, at, length, DEFAULT_IO_TIMEOUT)))
         lines.extend(_dump_area(area, at, leader, found))
@@ -228,12 +230,6 @@ def _dump_area(area: bytes, at: int, leader: Leader, sizes: Geometry) -> Iterato
         header = IndexHeader.unpack(area)
         entries = f"{header.flags:#x} {header.sector_size} {header.max_resources} {header.rx_offset}"
         yield f"{at:08} {_text(header.lockspace_name):>36} rindex_header {entries}"
-        for number in range(header.entries):
-            place = sizes.index_entry_offset(number)
-            one_entry = IndexEntry.unpack(area, place)
-            if not one_entry.free:
-                names = f"{_text(header.lockspace_name):>36} {_text(one_entry.name):>48}"
-                yield f"{at + place:08} {names} {one_entry.res_offset}"
 
 
 def _row(at: int, leader: Leader) -> str:
