@@ -24,7 +24,7 @@ from paxos.errors import (
     ReleaseOwner,
     TryAgain,
 )
-from paxos.lease_area import LeaseArea, Scene, read_leader, survey, write_block, write_leader
+from paxos.lease_area import LeaseArea, Scene, holding, read_leader, survey, write_block, write_leader
 from paxos.liveness import Member
 from paxos.ownership import claims, wait_for_end
 from paxos.records import RELEASED, SHORT_HOLD, Block, Leader, replace_name
@@ -174,7 +174,8 @@ def _decide(member: Member, scene: Scene, race: _Race, keep_mark: bool) -> Steps
     for attempt in range(MAX_BALLOTS):
         if race.reread:
             seen, _ = yield from read_leader(lease, timeout)
-            if seen.lver == race.lver and (seen.owner_id, seen.owner_generation) != me:
+            # Better than the reference: if the other gave it back since, we are not refused but look again.
+            if seen.lver == race.lver and not seen.free and (seen.owner_id, seen.owner_generation) != me:
                 raise LeaseOwned(**_owner(lease, seen))
             # A leader of a version that we decided ourselves may be covered by a late write: we go on regardless.
             if seen.lver >= race.lver or (seen != race.leader and not race.decided_before):
@@ -244,7 +245,7 @@ def _owner(lease: LeaseArea, leader: Leader) -> dict[str, Any]:
         "resource": lease.name,
         "owner_host": leader.owner_id,
         "generation": leader.owner_generation,
-        "short_hold": bool(leader.flags & SHORT_HOLD),
+        **holding(leader),
     }
 
 

@@ -28,6 +28,15 @@ class LeaseArea:
         return Place(self.place.disk, self.place.at(relative))
 
 
+def holding(leader: Leader) -> dict[str, bool]:
+    """How an owned leader is held, as facts of a refusal.
+
+    `short_hold`: its owner is only setting its shared mark. `by_competitor`: written by a host that finished the
+    owner's ballot and can't know whether it is.
+    """
+    return {"short_hold": bool(leader.flags & SHORT_HOLD), "by_competitor": leader.write_id != leader.owner_id}
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """One read of a lease area, verified. `blocks` has the used ones only, by host id."""
@@ -115,10 +124,6 @@ class Scene:
         others = max((b.lver for host, b in self.blocks.items() if host != leader.owner_id), default=0)
         tries = own.lver == leader.lver + 1 and not own.accepted
         return self.leader_behind and others > leader.lver and (own.erased or tries)
-
-    @property
-    def short_hold(self) -> bool:
-        return bool(self.leader.flags & SHORT_HOLD)
 
 
 def survey(lease: LeaseArea, host_id: int, timeout: float) -> Steps[Scene]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from paxos.errors import BadRecord, LeaseHeld, OwnerMayBeDead
 from paxos.host_lease import read_sector
-from paxos.lease_area import LeaseArea, Scene, read_leader
+from paxos.lease_area import LeaseArea, Scene, holding, read_leader
 from paxos.liveness import HostHistory, Member
 from paxos.records import EMPTY_BLOCK, Leader
 from paxos.steps import Steps, now, sleep
@@ -101,7 +101,7 @@ def wait_for_end(scene: Scene, claim: Claim, member: Member, nowait: bool) -> St
         elif last_timestamp is None:
             last_timestamp = sector.timestamp
         elif sector.timestamp != last_timestamp or (known and known.last_live == known.last_check):
-            raise LeaseHeld(short_hold=scene.short_hold, **_who(lease, claim, sector, history, (yield from now())))
+            raise LeaseHeld(**holding(leader), **_who(lease, claim, sector, history, (yield from now())))
         io_timeout = judging_io_timeout(sector.io_timeout, member.timing.io_timeout)
         dead_at = wait_start + Timing(io_timeout, member.timing.fire_timeout).host_dead
         left = dead_at - (yield from now())

@@ -100,6 +100,8 @@ def _held(member: Member, won: Won, shared: bool, block: Block) -> Held:
 def acquire(member: Member, lease: LeaseArea, want: Want = EXCLUSIVE) -> Steps[Held]:
     """Acquire a lease. Waits for an owner that may be dead (unless `nowait`), not for one that is alive.
 
+    Better than the reference: who wants to share tries again not only where the leader says SHORT_HOLD, but also where
+    a competitor wrote it, who could not know. Else hosts that share a lease at the same moment refuse each other.
     Raises LeaseHeld, LeaseOwned, LeaseOther, OwnerMayBeDead, SharedHolders, SharedRetries, LverMismatch,
     BallotsExhausted, BadRecord, DiskError.
     """
@@ -112,9 +114,11 @@ def acquire(member: Member, lease: LeaseArea, want: Want = EXCLUSIVE) -> Steps[H
         try:
             won = yield from own_leader(member, lease, want, keep_mark=False)
         except (LeaseHeld, LeaseOwned, LeaseOther) as held:
-            if not getattr(held, "short_hold", False):
+            if not (held.short_hold or held.by_competitor):
                 raise
             tries += 1
+            if tries > want.sh_retries and not held.short_hold:
+                raise
             if tries > want.sh_retries:
                 raise SharedRetries(resource=lease.name, retries=want.sh_retries) from held
             yield from sleep(member.dice.uniform(0, min(MAX_BACK_OFF, 0.02 * 2**tries)))

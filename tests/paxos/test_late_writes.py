@@ -268,6 +268,7 @@ def all_can_have_it(story: Story) -> None:
     assert story.cluster.owners() == [], story.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("operation", "write", "kinds"), list(cases()))
 def test_a_held_back_write_lands_whenever_it_likes(
     operation: Operation, write: int, kinds: tuple[str, str, str]

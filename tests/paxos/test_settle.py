@@ -228,6 +228,7 @@ def test_each_io_of_each_operation_may_fail(operation: Operation, fate: str) -> 
         case.by_each_in_turn()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", FATES)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.name)
 def test_each_io_of_the_settling_may_fail_as_well(operation: Operation, fate: str) -> None:

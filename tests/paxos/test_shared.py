@@ -6,6 +6,7 @@ necessarily sees our mode block."
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -25,11 +26,12 @@ from paxos.errors import (
 from paxos.geometry import MAX_HOSTS, MIB, Geometry
 from paxos.records import RELEASED, SHARED, SHORT_HOLD, Block, Leader
 from paxos.resource import Held, Want
-from paxos.steps import Read, Write
+from paxos.steps import Read, Sleep, Write
 from tests.paxos.comparison import without_clocks
 from tests.paxos.golden import image
 from tests.paxos.test_resource import Place, put_block, put_leader
 from tests.support.cluster import Cluster, Host
+from tests.support.memory import Running
 
 GEOMETRIES = [pytest.param(Geometry(*sizes), id=f"{sizes[0]}-{sizes[1] // MIB}M") for sizes in MAX_HOSTS]
 SHARE = Want(shared=True)
@@ -311,6 +313,38 @@ def test_a_short_hold_that_ends_lets_the_next_sharer_in() -> None:
         second.advance()
     first.finish()
     assert second.finish().shared
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_hosts_that_share_at_the_same_moment_do_not_refuse_each_other(seed: int) -> None:
+    """With the reference's rule alone every third of them was refused: a competitor's leader has no SHORT_HOLD."""
+    cluster, hosts = crowd()
+    dice = random.Random(seed)
+    awake = [cluster.world.start(resource.acquire(host.member, cluster.lease, SHARE)) for host in hosts]
+    asleep: list[tuple[float, Running]] = []
+    while awake or asleep:
+        if not awake:
+            cluster.world.pass_time(max(0.0, min(wakes for wakes, _ in asleep) - cluster.world.time) + 1e-6)
+        for one in [one for one in asleep if one[0] <= cluster.world.time]:
+            asleep.remove(one)
+            one[1].wake()
+            awake.append(one[1])
+        if awake:
+            running = dice.choice(awake)
+            running.advance()
+            if running.step is None or isinstance(running.step, Sleep):
+                awake.remove(running)
+            if isinstance(running.step, Sleep):
+                asleep.append((cluster.world.time + running.step.seconds, running))
+    assert [owner.host_id for owner in cluster.owners()] == [1, 2, 3]
+
+
+def test_an_exclusive_owner_whose_leader_a_competitor_wrote_refuses_sharers_after_some_tries() -> None:
+    cluster, (a, b, _) = crowd()
+    a.acquire(cluster.lease)
+    put_leader(cluster, cluster.leader().changed(write_id=3))
+    with pytest.raises(LeaseHeld):
+        b.acquire(cluster.lease, SHARE)
 
 
 def test_an_exclusive_acquirer_does_not_wait_for_a_short_hold() -> None:
