@@ -94,10 +94,10 @@ def wait_for_end(scene: Scene, claim: Claim, member: Member, nowait: bool) -> St
     wait_start = known.last_live if known else start
     while True:
         sector, _ = yield from read_sector(member.area, claim.host_id, member.timing.io_timeout)
-        if _ended(sector, claim) or _is_blank(sector, claim, member, start):
+        if _ended(sector, claim):
             return True
         if sector.free:
-            pass  # wait for a second look
+            pass  # laid out anew under an old lease: no sign of life, and no proof that its holder has been stopped
         elif last_timestamp is None:
             last_timestamp = sector.timestamp
         elif sector.timestamp != last_timestamp or (known and known.last_live == known.last_check):
@@ -124,22 +124,6 @@ def _ended(sector: Leader, claim: Claim) -> bool:
     if sector.owner_id != claim.host_id:
         return False
     return sector.owner_generation > claim.generation or (sector.free and sector.owner_generation == claim.generation)
-
-
-def _is_blank(sector: Leader, claim: Claim, member: Member, start: float) -> bool:
-    """Whether the lockspace was laid out anew under an old lease: its slot is free, and of an earlier generation.
-
-    Only believed if the lockspace area, read at another time since, says the same.
-    """
-    if not sector.free or sector.owner_generation >= claim.generation:
-        return False
-    history = member.hosts.get(claim.host_id)
-    return (
-        history is not None
-        and history.last_check > start
-        and history.timestamp == 0
-        and history.generation < claim.generation
-    )
 
 
 def _others_may_go_on(scene: Scene, claim: Claim) -> bool:
