@@ -21,7 +21,7 @@ from paxos.host_lease import Progress
 LOCKSPACE = "local"
 IO_TIMEOUT = 1
 #: leases that the volume has room for
-LEASES = 256
+LEASES = 64
 #: seconds to wait for another program that is just adding a lease
 _INDEX_PATIENCE = 30.0
 
