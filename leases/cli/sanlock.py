@@ -131,7 +131,7 @@ def run(words: list[str]) -> int:
         if arguments.action not in actions:
             raise BadArguments(f'{kind} action "{arguments.action}" is unknown')
     except BadArguments as error:
-        print(error, file=sys.stderr)
+        print(error)
         return 1
     return 1 if actions[arguments.action](arguments) else 0
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
     from leases.daemon.daemon import Daemon
 
 
+#: leases that are looked at on their disks at the same time
+_AT_ONCE = 16
+
+
 def adopt(daemon: Daemon, ledger: dict[str, Value]) -> Task[None]:
     """Take up what an earlier daemon held. Nothing is served meanwhile."""
     spaces = [value for key, value in ledger.items() if key.startswith("space ")]
@@ -57,12 +63,14 @@ def adopt(daemon: Daemon, ledger: dict[str, Value]) -> Task[None]:
         yield from _take_up_space(daemon, link, value)
     yield from work(lambda: link.call("keep_only", spaces=[value["number"] for value in spaces]))
     living = {slot: client for slot, value in clients.items() if (client := _take_up_client(daemon, value))}
+    claims = [
+        _Claim(space, value, living.get(value["client"]), _is_wanted(value, living))
+        for value in leases
+        if (space := daemon.spaces.get(value["space"].encode("latin-1"))) is not None and space.usable
+    ]
     # what is given up comes last: a shared lease may be somebody else's too
-    for value in sorted(leases, key=lambda value: not _is_wanted(value, living)):
-        space = daemon.spaces.get(value["space"].encode("latin-1"))
-        if space is not None and space.usable:
-            client = living.get(value["client"])
-            yield from _take_up_lease(daemon, space, value, client, _is_wanted(value, living))
+    for wanted in (True, False):
+        yield from _take_up_leases(daemon, [claim for claim in claims if claim.wanted is wanted])
     for client in living.values():
         if not client.tokens:
             daemon.server.bury(client)
@@ -154,16 +162,47 @@ def _is_wanted(value: Value, living: dict[int, Client]) -> bool:
     return state is TokenState.ORPHAN
 
 
-def _take_up_lease(daemon: Daemon, space: Space, value: Value, client: Client | None, wanted: bool) -> Task[None]:
-    resource = records_of.resource_of(value)
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A lease that is said to be held. `wanted`: somebody has it still, or it is to stay without anybody."""
+
+    space: Space
+    value: Value
+    client: Client | None
+    wanted: bool
+
+
+def _take_up_leases(daemon: Daemon, claims: list[_Claim]) -> Task[None]:
+    for claim, lease in (yield from work(lambda: _prove_all(claims))):
+        if isinstance(lease, LeaseholdError):
+            daemon.journal.error(
+                "lease not taken up", lockspace=claim.space.name, lease=claim.value["name"], reason=lease
+            )
+        elif lease is not None:
+            _enter(daemon, claim, lease)
+
+
+def _prove_all(claims: list[_Claim]) -> list[tuple[_Claim, Lease | LeaseholdError | None]]:
+    """Many at once, since each waits for a disk; the holders of one shared lease one after the other."""
+    by_lease: dict[tuple[bytes, str], list[_Claim]] = {}
+    for claim in claims:
+        by_lease.setdefault((claim.space.name, claim.value["name"]), []).append(claim)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        found = threads.map(lambda group: [(claim, _proven(claim)) for claim in group], by_lease.values())
+        return [one for group in found for one in group]
+
+
+def _proven(claim: _Claim) -> Lease | LeaseholdError | None:
     try:
-        lease = yield from work(partial(_prove, space, lease_area(space, resource), value, client, wanted))
+        area = lease_area(claim.space, records_of.resource_of(claim.value))
+        return _prove(claim.space, area, claim.value, claim.client, claim.wanted)
     except LeaseholdError as failure:
-        daemon.journal.error("lease not taken up", lockspace=space.name, lease=resource.name, reason=failure)
-        return
-    if lease is None:
-        return
-    token = daemon.tokens.add(space, resource, client, value["pid"])
+        return failure
+
+
+def _enter(daemon: Daemon, claim: _Claim, lease: Lease) -> None:
+    value, client = claim.value, claim.client
+    token = daemon.tokens.add(claim.space, records_of.resource_of(value), client, value["pid"])
     token.shared, token.lease = value["shared"], lease
     token.lvb = None if value["lvb"] is None else value["lvb"].encode("latin-1")
     token.lvb_set = value["lvb_set"]
@@ -171,7 +210,7 @@ def _take_up_lease(daemon: Daemon, space: Space, value: Value, client: Client | 
         daemon.tokens.granted(token, client, token.resource)
     else:
         daemon.tokens.orphaned(token)
-    daemon.journal.info("lease taken up", lockspace=space.name, lease=resource.name, pid=value["pid"])
+    daemon.journal.debug("lease taken up", lockspace=claim.space.name, lease=token.name, pid=value["pid"])
 
 
 def _prove(space: Space, area: LeaseArea, value: Value, client: Client | None, wanted: bool) -> Lease | None:
