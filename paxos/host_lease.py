@@ -147,8 +147,7 @@ def acquire(
         # It changes right now, or one of the reads went astray: what the next record builds on must be certain.
         raise HostIdBusy(host_id=host_id, lockspace=area.name, owner_name=again.resource_name)
     other = Timing(judging_io_timeout(found.io_timeout, timing.io_timeout), timing.fire_timeout)
-    # The same name is the same machine, so its old instance cannot still be running.
-    if not found.free and not same_name(found.resource_name, owner_name):
+    if not found.free and not _is_our_last(found, owner_name, (yield from now()), other):
         found, sector = yield from _wait_for_death(area, host_id, found, timing, other, progress)
 
     started = yield from now()
@@ -173,6 +172,15 @@ def acquire(
     if seen != record:
         raise HostIdBusy(host_id=host_id, lockspace=area.name, owner_name=seen.resource_name)
     return lease
+
+
+def _is_our_last(found: Leader, owner_name: bytes, at: float, timing: Timing) -> bool:
+    """Whether `found` is what an old instance of ours left, which cannot still be running: same name, same machine.
+
+    Stricter than the reference: by this boot's clock it must not be so old that another host configured with our id may
+    have taken it since, and this be a late write of ours over its record.
+    """
+    return same_name(found.resource_name, owner_name) and at - found.timestamp < timing.host_dead
 
 
 def _undo(lease: HostLease, timing: Timing) -> Steps[None]:
