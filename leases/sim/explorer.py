@@ -111,6 +111,10 @@ class _Local:
     depth: int
 
 
+#: where a host stands that will do nothing any more, however it came to that
+_GONE = -1
+
+
 class _State(NamedTuple):
     sectors: tuple[int, ...]
     locals: tuple[int, ...]
@@ -184,13 +188,17 @@ class Explorer:
         return _State(sectors, starts, (), frozenset(), (), frozenset(), 0, limits.crashes, limits.late_writes)
 
     def _moves(self, state: _State) -> Generator[tuple[str, _State | Violation], None, None]:
+        # What only a client notices needs no interleaving: a grant is seen at once, and letting go as late as can be.
         for host, number in enumerate(state.locals):
-            if host in state.crashed:
+            if number != _GONE and self._locals[number].request[0] == "granted":
+                request = self._locals[number].request
+                yield f"host {host + 1} is granted token {request[1]}", self._grant(state, host, request)
+                return
+        for host, number in enumerate(state.locals):
+            if number == _GONE:
                 continue
             request = self._locals[number].request
             kind = request[0]
-            if kind == "end":
-                continue
             if kind == "reap":
                 key = (host, request[1])
                 if any(key == flight[:2] for flight in state.flying):
@@ -210,8 +218,6 @@ class Explorer:
                         f"host {host + 1} is told that its write of sector {request[1]} timed out",
                         late._replace(flying=tuple(sorted((*state.flying, flight))), late=state.late - 1),
                     )
-            elif kind == "granted":
-                yield f"host {host + 1} is granted token {request[1]}", self._grant(state, host, request)
             elif kind == "letgo":
                 after = self._answered(state, host, ("done",))
                 held = tuple(hold for hold in state.holding if hold[0] != host)
@@ -220,6 +226,7 @@ class Explorer:
                 yield (
                     f"host {host + 1} crashes",
                     state._replace(
+                        locals=(*state.locals[:host], _GONE, *state.locals[host + 1 :]),
                         crashed=state.crashed | {host},
                         holding=tuple(hold for hold in state.holding if hold[0] != host),
                         crashes=state.crashes - 1,
@@ -231,7 +238,7 @@ class Explorer:
             landed = (*state.sectors[:slot], content, *state.sectors[slot + 1 :])
             what = f"write of host {host + 1} to sector {self._watched[slot]}"
             yield f"the late {what} lands", state._replace(sectors=landed, flying=rest)
-            if host not in state.crashed:
+            if state.locals[host] != _GONE:
                 yield f"the late {what} fails", state._replace(flying=rest, dropped=state.dropped | {(host, number)})
 
     def _write(self, state: _State, host: int, request: _Request) -> tuple[str, _State]:
@@ -257,6 +264,8 @@ class Explorer:
 
     def _answered(self, state: _State, host: int, answer: _Answer) -> _State:
         number = self._after(state.locals[host], answer, state.crashed)
+        if self._locals[number].request[0] == "end":
+            number = _GONE
         return state._replace(locals=(*state.locals[:host], number, *state.locals[host + 1 :]))
 
     def _start(self, host: int) -> int:
