@@ -48,13 +48,14 @@ def test_a_race_is_found_with_the_way_to_it():
 def test_a_crash_may_come_anywhere_and_a_crashed_host_holds_nothing():
     free = Explorer(IMAGE, 512, [_careless], [0]).explore(Limits())
     crashing = Explorer(IMAGE, 512, [_careless], [0]).explore(Limits(crashes=1))
-    assert free.ends == 1 and crashing.ends > 3 and crashing.violation is None
+    # crashed before its write or after it, which is all that others can tell; or not at all
+    assert free.ends == 1 and crashing.ends == 3 and crashing.violation is None
 
 
 def test_a_late_write_may_land_at_any_time_or_never():
     report = Explorer(IMAGE, 512, [_writer(0)], [0]).explore(Limits(late_writes=1))
-    # written; timed out and still flying; then landed, or dropped
-    assert report.ends == 3
+    # not yet; written; timed out and still flying, perhaps for ever; landed
+    assert (report.states, report.ends) == (4, 2)
 
 
 def test_too_many_states_are_said_so():
