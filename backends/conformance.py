@@ -12,6 +12,7 @@ Managers may be kept from one test to the next; disks must be new ones. It needs
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -54,6 +55,8 @@ class LockManagerConformance(ABC):
     patience = PATIENCE
     #: whether it can be told of the guest's process after the locks were taken
     adopts = True
+    #: whether it runs the program of a failure action for any process, not only for this one
+    runs_programs = True
 
     @abstractmethod
     def manager(self, host: int) -> LockManager:
@@ -349,6 +352,21 @@ class LockManagerConformance(ABC):
                 guest.adopt(process.pid)
                 self.lose(self.disk("a"))
                 process.wait(self.patience)
+        finally:
+            process.kill()
+            process.wait()
+
+    def test_the_program_of_a_failure_action_is_run(self) -> None:
+        if not self.promises.stops_guests or not self.runs_programs:
+            return
+        process = self.start_process()
+        on_failure = OnFailure(FailureAction.POWEROFF, ("/bin/kill", "-USR1", str(process.pid)))
+        owner = Owner(UUID(int=1), "vm1", process.pid)
+        try:
+            with self.manager(1).guest(owner, [Resource.disk(self.disk("a"))], on_failure) as guest:
+                guest.acquire()
+                self.lose(self.disk("a"))
+                assert process.wait(self.patience) == -signal.SIGUSR1
         finally:
             process.kill()
             process.wait()

@@ -155,6 +155,8 @@ class DaemonUser:
     def begin(self) -> None:
         self.lost = DaemonLoss(self)
         if self.owner.pid not in (0, os.getpid()):
+            if self._on_failure.program:
+                raise InvalidUse(reason="only a process itself can tell the daemon which program is to stop it")
             self._holder = self._client.process(self.owner.pid)
             return
         self._holder = self._registration = self._client.register()

@@ -105,6 +105,7 @@ class TestThroughSanlock(_OnVolumes):
     """One daemon a host, as libvirt has it."""
 
     adopts = False
+    runs_programs = False
 
     daemons: ClassVar[dict[int, SanlockDaemon]]
     run_dirs: ClassVar[dict[int, str]]
@@ -159,6 +160,9 @@ class TestThroughOurDaemon(TestThroughSanlock):
 @pytest.mark.peers
 class TestEmbeddedBesideSanlock(TestThroughSanlock):
     """Host 1 is a program with leases of its own, host 2 has a real sanlock: on the same files."""
+
+    adopts = True
+    runs_programs = True
 
     def new_manager(self, host: int) -> LockManager:
         if host == 1:

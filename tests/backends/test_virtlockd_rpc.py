@@ -188,7 +188,7 @@ def test_its_sockets_are_nobody_else_s(daemon: Daemon) -> None:
 def test_its_process_id_is_written_and_removed(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     running = Daemon(tmp_path, "--pid-file", str(file))
-    assert file.read_text() == f"{running.process.pid}\n"
+    until(lambda: file.exists() and file.read_text() == f"{running.process.pid}\n", "the process id")
     running.stop()
     assert not file.exists()
     assert not running.socket.exists()
