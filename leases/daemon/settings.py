@@ -117,6 +117,7 @@ _KEYS: dict[str, tuple[str, Any]] = {
 #: option of `sanlock daemon` -> key of the file; None: read and without meaning here
 OPTIONS: dict[str, str | None] = {
     "-Q": "quiet_fail",
+    "-R": "debug_renew",
     "-a": "use_aio",
     "-L": None,
     "-S": None,
@@ -133,7 +134,7 @@ OPTIONS: dict[str, str | None] = {
     "-o": None,
 }
 #: options without a value -> what they change
-FLAGS: dict[str, dict[str, object]] = {"-D": {"log_level": 7}, "-R": {"debug_renew": True}}
+FLAGS: dict[str, dict[str, object]] = {"-D": {"log_level": 7}}
 
 
 def with_file(settings: Settings, lines: Iterable[str]) -> Settings:

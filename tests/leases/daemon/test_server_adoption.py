@@ -206,7 +206,7 @@ def test_a_lease_that_somebody_else_took_meanwhile_is_not_taken_up(
     daemon.start()
     client = client_of(daemon)
     assert shown(client) == []
-    assert "lease not taken up" in daemon.log()
+    until(lambda: "lease not taken up" in daemon.log())
     assert holder.process.poll() is None
 
 
