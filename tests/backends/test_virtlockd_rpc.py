@@ -27,11 +27,26 @@ __all__ = ["images"]
 NOBODY = 1 << 22
 
 
+_started: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    yield
+    for process in _started:
+        process.kill()
+        process.wait()
+    _started.clear()
+
+
 class Daemon:
+    """Ends with the test, whatever happens."""
+
     def __init__(self, directory: Path, *options: str, start: Sequence[str] = (), pass_fds: Sequence[int] = ()) -> None:
         self.socket = directory / "sock"
         argv = [*start, sys.executable, "-m", "leases.cli.main", "virtlockd", "--socket", str(self.socket), *options]
         self.process = subprocess.Popen(argv, pass_fds=pass_fds)
+        _started.append(self.process)
         until(self.answers, "the daemon's answer")
 
     def answers(self) -> bool:
