@@ -20,10 +20,10 @@ from leases.sim.invariants import LeadersGrow, LostIsLost, invariants
 from leases.sim.layout import Layout
 from leases.sim.mutants import buffers, ladder, stories
 from leases.sim.mutants.worlds import (
-    clocks_apart,
+    apart_and_lost,
     frozen_whole,
+    holders_lose_their_path,
     old_leaders_return,
-    one_host_id_at_once,
     one_host_id_for_two,
     twins,
     two_io_timeouts,
@@ -152,24 +152,31 @@ GROUNDS: dict[str, Ground] = {
     "stale reads": Simulated(_setup(3, 3, replace(_SHARING, leaves=60), Faults(slow=0.02, stale=0.01, early=0.02))),
     "old leaders return": Simulated(_setup(3, 5, replace(_BUSY, period_s=0.5, hold_s=3.0)), old_leaders_return),
     "deaths": Simulated(_setup(3, 30, _PATIENT, _DEATHS)),
-    "clocks that run apart": Simulated(_setup(3, 30, _PATIENT, _DEATHS, fire_timeout=60), clocks_apart),
+    "resets": Simulated(_setup(3, 30, _PATIENT, Faults(reset=30))),
+    "lost paths": Simulated(_setup(3, 60, _PATIENT, fire_timeout=60), holders_lose_their_path),
+    "clocks that run apart": Simulated(_setup(3, 60, _PATIENT, fire_timeout=60), apart_and_lost),
     "two io_timeouts": Simulated(_setup(3, 30, _PATIENT, _DEATHS), two_io_timeouts(4)),
     "two io_timeouts, sharing": Simulated(
-        _setup(2, 30, replace(_PATIENT, shared=0.5, period_s=0.2), Faults(pause=60, pause_s=75)), two_io_timeouts(10)
+        _setup(
+            2,
+            30,
+            replace(_PATIENT, clients=3, shared=0.6, period_s=0.2, long_holds=0.3, long_hold_s=200),
+            Faults(pause=200, pause_s=75),
+        ),
+        two_io_timeouts(10),
     ),
     "newcomers": Simulated(_setup(2, 10, replace(_SHARING, hold_s=0.5, leaves=60)), two_io_timeouts(10)),
     "rejoining": Simulated(_setup(2, 10, replace(_BUSY, period_s=5.0, leaves=60))),
     "one host id for two": Simulated(
         _setup(2, 20, replace(_BUSY, period_s=20.0, leaves=20), Faults(slow=0.3, reset=10)), one_host_id_for_two
     ),
-    "one host id for two at once": Simulated(
-        _setup(2, 3, replace(_BUSY, period_s=20.0), Faults(slow=0.5)), one_host_id_at_once
-    ),
     "twins": Simulated(_setup(2, 3, replace(_BUSY, period_s=20.0)), twins, rules=_lost_is_lost, usual_rules=False),
     "frozen whole": Simulated(_setup(2, 20, replace(_PATIENT, long_holds=1.0)), frozen_whole, usual_rules=False),
     "a late commit of a reference host": Story(stories.a_late_commit_of_a_reference_host),
     "a competitor wrote the leader": Story(stories.a_competitor_wrote_the_leader),
     "two late steps of one release": Story(stories.two_late_steps_of_one_release),
+    "two that join at once": Story(stories.two_that_join_at_once),
+    "a competitor that gave up": Story(stories.a_competitor_that_gave_up),
     "an old record of the owner": Story(stories.an_old_record_of_the_owner),
     "the ladder": Story(ladder.whole_ladder),
     "an engine and a slow disk": Story(buffers.a_late_write_keeps_its_bytes),

@@ -17,14 +17,14 @@ MUTANTS = (
         "a host that joins does not wait before it looks again",
         "two hosts take one host id at once",
         (Edit("paxos.host_lease:acquire", "yield from sleep(other.join_settle)", "pass"),),
-        "one host id for two at once",
+        "two that join at once",
     ),
     Mutant(
         "join-without-final-read",
         "a host that joins does not look again at what it wrote",
         "two hosts take one host id at once",
         (Edit("paxos.host_lease:acquire", "if seen != record:", "if False:"),),
-        "one host id for two at once",
+        "two that join at once",
     ),
     Mutant(
         "join-beside-the-living",
@@ -112,7 +112,7 @@ MUTANTS = (
                 "self.timing.renewal_fail + 4 * self.timing.io_timeout",
             ),
         ),
-        "deaths",
+        "lost paths",
     ),
     Mutant(
         "no-margin-for-clocks",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from leases.sim.mutants import Edit, Mutant
 
-_MARK_LAST = """\
+_MARK = """\
     yield from write_block(won.lease, member.host_id, block, chosen.sector, member.timing.io_timeout)
-    return _held("""
+"""
 
 MUTANTS = (
     Mutant(
@@ -14,7 +14,7 @@ MUTANTS = (
         "the owner of a lease counts as dead one second before its time",
         "a lease changes hands before the contract allows it",
         (Edit("paxos.ownership:wait_for_end", "if left < 0:", "if left < 1:"),),
-        "deaths",
+        "resets",
     ),
     Mutant(
         "no-time-for-the-watchdog",
@@ -96,7 +96,7 @@ MUTANTS = (
                 "    block = self.blocks.get(self.leader.owner_id, EMPTY_BLOCK)\n",
             ),
         ),
-        "late I/O under long holds",
+        "a competitor that gave up",
     ),
     Mutant(
         "release-under-way-not-awaited",
@@ -180,14 +180,10 @@ MUTANTS = (
         "a shared holder sets its mark only after it has freed the leader",
         "an exclusive acquirer gets in between",
         (
-            Edit(
-                "paxos.resource:_mark_shared",
-                "    yield from write_block(won.lease, member.host_id, block, chosen.sector, member.timing.io_timeout)\n",
-                "",
-            ),
-            Edit("paxos.resource:_mark_shared", "    return _held(", _MARK_LAST),
+            Edit("paxos.resource:_mark_shared", _MARK, ""),
+            Edit("paxos.resource:_mark_shared", "    return _held(", _MARK + "    return _held("),
         ),
-        "shared and exclusive",
+        "sharing",
     ),
     Mutant(
         "converted-after-the-leader-is-free",

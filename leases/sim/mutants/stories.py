@@ -13,8 +13,8 @@ from typing import Any
 from leases.sim import reference, small
 from leases.sim.checkers import Violation
 from leases.sim.explorer import NOON, Environment
-from paxos import resource, settle
-from paxos.errors import DiskError, IOTimeout, LeaseholdError
+from paxos import host_lease, resource, settle
+from paxos.errors import DiskError, HostIdBusy, IOTimeout, LeaseholdError
 from paxos.lease_area import LeaseArea
 from paxos.records import Block, Leader
 from paxos.resource import Held, Want
@@ -150,6 +150,28 @@ def a_competitor_wrote_the_leader() -> None:
         raise Violation("usable", f"host 1 gave the lease back, and host 2 was refused: {refused!r}") from refused
 
 
+def a_competitor_that_gave_up() -> None:
+    """Host 2 took part in choosing host 1, gave up after an I/O error and says RELEASED. Host 1 holds the lease on."""
+    stage = Stage()
+    me = stage.members[2]
+    first = stage.start(resource.acquire(stage.members[1], stage.lease, _NOWAIT)).until(_writes_leader(stage))
+    second = stage.start(resource.acquire(me, stage.lease, _NOWAIT)).until(_writes_leader(stage))
+    held: Held = first.finish()
+    stage.hold_back = [_writes_leader(stage)]
+    in_flight: list[Pending] = []
+    try:
+        second.finish()
+    except IOTimeout as late:
+        in_flight.append(late.pending)
+    stage.land()
+    stage.run(settle.settle(me, stage.lease, in_flight))
+    try:
+        other: Held = stage.run(resource.acquire(me, stage.lease, _NOWAIT))
+    except LeaseholdError:
+        return
+    raise Violation("one owner", f"host 2 was granted version {other.lver} while host 1 holds {held.lver}")
+
+
 def an_old_record_of_the_owner() -> None:
     """Host 1 holds the lease. An old path shows host 2 the host lease of host 1 as it was before that joined."""
     stage = Stage()
@@ -185,3 +207,25 @@ def two_late_steps_of_one_release() -> None:
     block = Block.unpack(stage.bytes[stage.lease.place.at(stage.lease.geometry.block_offset(1)) :])
     if block.lver != again.lver or block.released:
         raise Violation("holder shows it", f"host 1 holds version {again.lver}, and its block says {block}")
+
+
+def two_that_join_at_once() -> None:
+    """Two hosts that want the same host id both find it free. Both write; who wrote first finds the other's record."""
+    stage = Stage()
+    area = stage.members[1].area
+    offset = area.place.at(area.geometry.delta_offset(1))
+    length = area.geometry.sector_size
+    free = Leader.unpack(stage.bytes[offset : offset + length]).changed(timestamp=0)
+    stage.bytes[offset : offset + length] = free.sector(length)
+    timing = stage.members[1].timing
+    joining = [stage.start(host_lease.acquire(area, 1, name, timing)) for name in (b"one", b"two")]
+    for host in joining:
+        host.until(lambda step: isinstance(step, Write))
+    for host in joining:
+        host.until(lambda step: isinstance(step, Sleep))
+    joined = 0
+    for host in joining:
+        with suppress(HostIdBusy):
+            joined += host.finish() is not None
+    if joined != 1:
+        raise Violation("one owner for a host id", f"{joined} of two hosts that joined at once have host id 1")

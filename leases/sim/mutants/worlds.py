@@ -36,12 +36,25 @@ def one_host_id_for_two(cluster: Cluster) -> None:
     cluster.hosts[-1].host_id = cluster.hosts[0].host_id
 
 
-def one_host_id_at_once(cluster: Cluster) -> None:
-    """So it is, and whenever both are about to start they start together."""
-    one_host_id_for_two(cluster)
-    for host in cluster.hosts:
-        start = host.start_daemon
-        host.machine.on_boot = lambda machine, start=start: cluster.world.at((cluster.world.now // 60 + 1) * 60, start)
+def holders_lose_their_path(cluster: Cluster) -> None:
+    """Every few minutes whoever holds r1 exclusively loses its path to the disk, until others have taken over."""
+    world = cluster.world
+    random = world.stream("lost paths")
+
+    def lose(_: Any) -> None:
+        holding = next((h for h in world.judge.holdings if h.exclusive), None)
+        if holding is not None:
+            for path in holding.machine.paths.values():
+                path.go_down(world.now + 2 * cluster.hosts[0].timing.host_dead)
+        world.after(random.uniform(100, 300), lose)
+
+    world.after(30.0, lose)
+
+
+def apart_and_lost(cluster: Cluster) -> None:
+    """Both: clocks that run apart, and holders that lose their path."""
+    clocks_apart(cluster)
+    holders_lose_their_path(cluster)
 
 
 def watched(cluster: Cluster) -> None:
