@@ -10,6 +10,7 @@ Each is a host with processes of its own: `crash` kills them all, and nothing of
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -103,6 +104,10 @@ class EngineHost(ABC):
         """One attempt, which waits for an owner that may be dead. Raises Refused."""
 
     @abstractmethod
+    def run(self, name: str, *argv: str) -> int:
+        """Have a process of its own hold a lease, exclusively: its pid. The program by its full path."""
+
+    @abstractmethod
     def release(self, name: str) -> None: ...
 
     @abstractmethod
@@ -179,7 +184,11 @@ from leases.keeper.watchdog import boot_time
 from leases.volume import Volume
 from paxos.errors import LeaseholdError
 path, host_id, options = literal_eval(sys.argv[1])
-leases, lockspace = {}, Volume(path).join(host_id, watchdog="none", **options)
+leases = {}
+try:
+    lockspace = Volume(path).join(host_id, watchdog="none", **options)
+except LeaseholdError as refusal:
+    sys.exit(print(repr(("refused", refusal.code)), flush=True))
 class Calls:
     def acquire(self, name, shared):
         leases[name] = lockspace.acquire(name, shared=shared)
@@ -196,9 +205,9 @@ class Calls:
         leases[name].lvb = data
     def request(self, name):
         lockspace.request(name)
-    def hold_by(self, name):
-        child = subprocess.Popen(["sleep", "1000"])
-        leases[name].add_holder(child.pid)
+    def acquire_for(self, name, argv):
+        child = subprocess.Popen(argv)
+        leases[name] = lockspace.acquire(name, holder=child.pid)
         return child.pid
     def lost(self, name):
         return type(leases[name].lost.reason).__name__ if leases[name].lost.is_set() else ""
@@ -236,7 +245,12 @@ class LeaseholdHost(EngineHost):
             cwd=ROOT,
             bufsize=1,
         )
-        self.generation: int = self._answer()
+        self._holders: list[int] = []
+        try:
+            self.generation: int = self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, function: str, *arguments: object) -> Any:
         """Call a function of `_PROGRAM` there. Raises Refused; AssertionError for any other error."""
@@ -264,6 +278,11 @@ class LeaseholdHost(EngineHost):
 
     def acquire(self, name: str, *, shared: bool = False) -> None:
         self.ask("acquire", name, shared)
+
+    def run(self, name: str, *argv: str) -> int:
+        pid: int = self.ask("acquire_for", name, list(argv))
+        self._holders.append(pid)
+        return pid
 
     def release(self, name: str) -> None:
         self.ask("release", name)
@@ -300,6 +319,9 @@ class LeaseholdHost(EngineHost):
 
     def close(self) -> None:
         self.crash()
+        for pid in self._holders:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 with suppress(OSError):
@@ -314,6 +336,7 @@ class SanlockHost(EngineHost):
     def __init__(self, volume: OneVolume, host_id: int, *, name: str | None = None) -> None:
         super().__init__(volume, host_id)
         self.daemon = SanlockDaemon(name or f"host{host_id}").start()
+        self._commands: list[subprocess.Popen[bytes]] = []
         try:
             self.daemon.add_lockspace("LS", host_id, volume.path, io_timeout=IO_TIMEOUT)
             self.client = Holder(self.daemon)
@@ -331,6 +354,13 @@ class SanlockHost(EngineHost):
     def acquire(self, name: str, *, shared: bool = False) -> None:
         lvb = self.volume.geometry.has_lvb and not shared
         self._call("acquire", self.volume.resource(name), shared=shared, lvb=lvb)
+
+    def run(self, name: str, *argv: str) -> int:
+        before = self.volume.leader(name).lver
+        process = self.daemon.command(self.volume.resource(name), *argv)
+        self._commands.append(process)
+        wait_for(lambda: self.volume.leader(name).lver > before, "the command to get its lease")
+        return process.pid
 
     def release(self, name: str) -> None:
         self._call("release", self.volume.resource(name))
@@ -364,7 +394,13 @@ class SanlockHost(EngineHost):
 
     def crash(self) -> None:
         self.daemon.kill()
+        self._kill_clients()
+
+    def _kill_clients(self) -> None:
         self.client.kill()
+        for process in self._commands:
+            process.kill()
+            process.wait()
 
     def freeze(self) -> None:
         self.daemon.freeze()
@@ -373,7 +409,7 @@ class SanlockHost(EngineHost):
         self.daemon.thaw()
 
     def close(self) -> None:
-        self.client.kill()
+        self._kill_clients()
         self.daemon.close()
 
 
