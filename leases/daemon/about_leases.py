@@ -71,13 +71,14 @@ def _take_all(tokens: list[Token], pid: int, lvb: bool, nowait: bool, abort: Abo
     taken: list[Lease] = []
     try:
         for token in tokens:
+            if token.state is TokenState.ADDING:
+                lease = _take(token, pid, lvb, nowait, abort)
+                taken.append(lease)
+                token.lvb = _first_block(lease) if lvb else None
+                token.lease = lease
+        for token in tokens:  # last, since they are not given back
             if token.state is TokenState.ORPHAN:
                 token.held.add_holder(pid)
-                continue
-            lease = _take(token, pid, lvb, nowait, abort)
-            taken.append(lease)
-            token.lvb = _first_block(lease) if lvb else None
-            token.lease = lease
     except BaseException:
         for lease in taken:
             with suppress(LeaseholdError):

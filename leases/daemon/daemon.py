@@ -29,17 +29,20 @@ from leases.daemon.rundir import RunDir
 from leases.daemon.server import Server
 from leases.daemon.settings import Settings
 from leases.daemon.spaces import Space, SpaceTable
+from leases.daemon.tasks import Tasks
 from leases.daemon.tokens import Token, TokenState, TokenTable
 from leases.daemon.workers import Workers
 from leases.notify import tell_systemd
 from paxos.errors import LeaseholdError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from leases.daemon.keeper_link import KeeperLink, KeptWatchdog
 
 _MAX_HOST_NAME = 47
+#: user and group that clients of the reference belong to
+_USUAL_NAME = "sanlock"
 #: seconds between two beats; the keeper misses us after ten of them
 _BEAT = 0.5
 #: seconds for which the keeper renews without a daemon
@@ -58,7 +61,6 @@ class Daemon:
         self.host_name = _host_name(settings)
         self.journal = Journal(settings.log_level)
         self.loop = Loop(partial(self.fault, what="an event"))
-        self.workers = Workers(settings.max_worker_threads)
         self.clients = ClientTable()
         self.spaces = SpaceTable(settings.renewal_history_size)
         self.ledger = Ledger(settings.run_dir)
@@ -66,7 +68,8 @@ class Daemon:
             lambda token: self.ledger.put(*of_token(token)), lambda token: self.ledger.drop(f"lease {token.key}")
         )
         self.policy = Policy.of(self.uid, self.gid, _group_ids(settings.admin_groups))
-        self.server = Server(self, self.loop, self.workers, self.clients)
+        self.tasks = Tasks(self.loop, Workers(settings.max_worker_threads))
+        self.server = Server(self, self.loop, self.tasks, self.clients)
         self.listener_fd = -1
         self.ending = False
         self._link: KeeperLink | None = None
@@ -89,11 +92,11 @@ class Daemon:
         tell_systemd("READY=1")
         if self.settings.adopt and (found := self.ledger.read()):
             self.server.hold_back()
-            self.server.run_in_worker(_import_the_rest, partial(self._adopt, found))
+            self.tasks.run_in_worker(_import_the_rest, partial(self._adopt, found))
         else:
             self.ledger.begin()
-            self.server.run_in_worker(self.keeper, self._started)
-            self.server.run_in_worker(_import_the_rest, self._started)
+            self.tasks.run_in_worker(self.keeper, self._started)
+            self.tasks.run_in_worker(_import_the_rest, self._started)
         try:
             self.loop.run()
         finally:
@@ -113,7 +116,7 @@ class Daemon:
                 yield from adopt(self, found)
             finally:
                 self.server.go_on()
-                self.server.run_in_worker(self.keeper, self._started)
+                self.tasks.run_in_worker(self.keeper, self._started)
 
         self.server.spawn(task(), "adopting")
 
@@ -280,18 +283,21 @@ class Daemon:
 
 
 def owner_ids(settings: Settings) -> tuple[int, int]:
-    """Whose the socket is. Names that nobody has fall back to root, as the reference does."""
+    """Whose the socket is: those of the settings, for root the user and group `sanlock` where there are such.
+
+    Names that nobody has fall back to root, as with the reference.
+    """
     uid, gid = os.geteuid(), os.getegid()
-    if settings.uname:
-        uid = _id(lambda: getpwnam(settings.uname).pw_uid)
-    if settings.gname:
-        gid = _id(lambda: getgrnam(settings.gname).gr_gid)
+    if settings.uname or uid == 0:
+        uid = _id_of(lambda: getpwnam(settings.uname or _USUAL_NAME).pw_uid)
+    if settings.gname or gid == 0:
+        gid = _id_of(lambda: getgrnam(settings.gname or _USUAL_NAME).gr_gid)
     return uid, gid
 
 
-def _id(look_up: object) -> int:
+def _id_of(look_up: Callable[[], int]) -> int:
     try:
-        return int(look_up())  # type: ignore[operator]
+        return look_up()
     except KeyError:
         return 0
 

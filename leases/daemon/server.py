@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Generator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from leases.daemon.call import Call, Refused, Reply, Send, Task, Wait, Work
+from leases.daemon.call import NOTHING, Call, Refused, Reply, Task
 from leases.daemon.clients import Client, ClientTable
 from leases.daemon.commands import COMMANDS, Entry, Target, name_of
 from leases.daemon.loop import HANGUP, READ, WRITE, Loop
 from leases.daemon.numbers import MAGIC, OWN_CONNECTION, Command
 from leases.daemon.policy import Right
+from leases.daemon.tasks import Running, Tasks
 from leases.daemon.wire import Header
-from leases.daemon.workers import Workers
 from paxos.errors import LeaseholdError
 
 if TYPE_CHECKING:
@@ -43,14 +42,15 @@ _ACCEPTS = 64
 class Server:
     """`daemon` is what the handlers work on; it has the tables."""
 
-    def __init__(self, daemon: Daemon, loop: Loop, workers: Workers, clients: ClientTable) -> None:
+    def __init__(self, daemon: Daemon, loop: Loop, tasks: Tasks, clients: ClientTable) -> None:
         self._daemon = daemon
         self._loop = loop
-        self._workers = workers
+        self.tasks = tasks
         self._clients = clients
         self._listener: socket.socket | None = None
         self._held_back = False
-        self._blocked: dict[Client, tuple[Generator[Any, Any, Any], Call]] = {}
+        #: whose handlers wait until they have read more of their answers
+        self._blocked: dict[Client, Running] = {}
 
     # ---------------------------------------------------------------------------------------------- connections
 
@@ -132,10 +132,9 @@ class Server:
         if client.active is not None:
             client.active.abort.set("its process is gone")
         blocked = self._blocked.pop(client, None)
-        if blocked is not None:
-            task, call = blocked
-            task.close()
-            self._finish(call, Reply(silent=True))
+        if blocked is not None and client.call is not None:
+            blocked.end()
+            self._finish(client.call, NOTHING)
             return
         if client.call is None and client.active is None:
             self.bury(client)
@@ -262,7 +261,7 @@ class Server:
         if entry.ready:
             self._start(call, entry)
         else:
-            self.run_in_worker(entry.handler, partial(self._imported, call, entry))
+            self.tasks.run_in_worker(entry.handler, partial(self._imported, call, entry))
 
     def _imported(self, call: Call, entry: Entry, _handler: object, failure: BaseException | None) -> None:
         if failure is not None:
@@ -279,56 +278,36 @@ class Server:
         if isinstance(outcome, Reply):
             self._finish(call, outcome)
         else:
-            self._drive(outcome, call, None, None)
+            self._drive(call, outcome)
 
-    # ------------------------------------------------------------------------------------ what a handler waits for
+    def _drive(self, call: Call, task: Task[Reply]) -> None:
+        client = call.client
+
+        def send(data: bytes) -> bool:
+            self._queue(client, data)
+            if len(client.outbox) > _MAX_WAITING:
+                self._blocked[client] = running
+                return False
+            return True
+
+        running = Running(self.tasks, task, partial(self._ended, call), send)
+        running.go_on()
+
+    def _ended(self, call: Call, reply: Reply | None, failure: BaseException | None) -> None:
+        if failure is not None:
+            self._failed(call, failure)
+        else:
+            assert reply is not None
+            self._finish(call, reply)
 
     def spawn(self, task: Task[None], what: str) -> None:
         """Carry out something that nobody asked for on a connection."""
-        self._drive(task, what, None, None)
 
-    def run_in_worker(self, job: Any, done: Any, own_thread: str | None = None) -> None:
-        """`done(result, failure)` is called in the loop's thread."""
+        def done(_result: object, failure: BaseException | None) -> None:
+            if failure is not None:
+                self._daemon.fault(failure, what)
 
-        def ended(result: object, failure: BaseException | None) -> None:
-            self._loop.post(lambda: done(result, failure))
-
-        if own_thread is None:
-            self._workers.submit(job, ended)
-        else:
-            self._workers.own_thread(own_thread, job, ended)
-
-    def _drive(self, task: Task[Any], call: Call | str, value: object, failure: BaseException | None) -> None:
-        """Let a handler go on until it waits again, or is at its end."""
-        while True:
-            try:
-                step = task.send(value) if failure is None else task.throw(failure)
-            except StopIteration as end:
-                if isinstance(call, Call):
-                    self._finish(call, end.value)
-                return
-            except Exception as error:
-                if isinstance(call, Call):
-                    self._failed(call, error)
-                else:
-                    self._daemon.fault(error, call)
-                return
-            value = failure = None
-            if isinstance(step, Work):
-                self.run_in_worker(step.job, partial(self._drive, task, call), step.own_thread)
-                return
-            if isinstance(step, Wait):
-                self._loop.after(step.seconds, partial(self._drive, task, call, None, None))
-                return
-            assert isinstance(step, Send) and isinstance(call, Call)
-            if call.client.closed:
-                task.close()
-                self._finish(call, Reply(silent=True))
-                return
-            self._queue(call.client, step.data)
-            if len(call.client.outbox) > _MAX_WAITING:
-                self._blocked[call.client] = (task, call)
-                return
+        self.tasks.start(task, done)
 
     # ---------------------------------------------------------------------------------------------- answers
 
@@ -337,8 +316,14 @@ class Server:
             code = failure.code
         elif isinstance(failure, LeaseholdError):
             code = failure.code
+            holders = failure.facts.get("holders")
             self._daemon.journal.info(
-                "refused", command=name(call.header), code=code, reason=str(failure), **_who(call.client)
+                "refused",
+                command=name(call.header),
+                code=code,
+                reason=str(failure),
+                holders=",".join(map(str, holders)) if holders else None,
+                **_who(call.client),
             )
         elif isinstance(failure, OSError) and failure.errno:
             code = -failure.errno
@@ -394,7 +379,7 @@ class Server:
             return
         waiting = self._blocked.pop(client, None)
         if waiting is not None:
-            self._drive(*waiting, None, None)
+            waiting.go_on()
         if not client.closed:
             self._parse(client)
 

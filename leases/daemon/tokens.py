@@ -19,6 +19,7 @@ from leases.daemon.clients import Client
 from leases.daemon.numbers import AcquireFlag, ResourceFlag
 from leases.daemon.spaces import Space
 from leases.daemon.wire import Resource
+from paxos.errors import AlreadyHeld
 
 if TYPE_CHECKING:
     from leases.lease import Lease
@@ -87,6 +88,7 @@ class TokenTable:
     _by_resource: dict[tuple[bytes, bytes], list[Token]] = field(default_factory=dict)
     _pasts: dict[tuple[bytes, bytes], Past] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    _past_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def __iter__(self) -> Iterator[Token]:
         """The newest first."""
@@ -128,14 +130,16 @@ class TokenTable:
                     raise Refused(-errno.EUCLEAN)
                 return other
             if not (other.shared and resource.shared):
-                raise Refused(-errno.EEXIST)
+                raise AlreadyHeld(resource=resource.name, holders=[other.pid])
         if flags & AcquireFlag.ORPHAN_ONLY:
             raise Refused(-errno.ENOENT)
         return self.add(space, resource, client, client.credentials.pid)
 
     def add(self, space: Space, resource: Resource, client: Client | None, pid: int) -> Token:
         key = (space.name, resource.name)
-        past = self._pasts.setdefault(key, Past(len(self._pasts) + 1))
+        past = self._pasts.get(key)
+        if past is None:
+            past = self._pasts[key] = Past(next(self._past_numbers))
         number = next(self._numbers)
         token = Token(space, resource, number, past, pid, client, shared=resource.shared, key=number)
         self._tokens[token] = None
@@ -181,6 +185,8 @@ class TokenTable:
         others.remove(token)
         if not others:
             del self._by_resource[key]
+            if token.past.reused < 0:  # never had: whoever tries names leaves no trace
+                del self._pasts[key]
 
     def _leave_client(self, token: Token) -> None:
         if token.client is not None and token in token.client.tokens:

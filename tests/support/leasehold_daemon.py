@@ -17,13 +17,16 @@ from tests.support.peers import PATIENCE, PeerFailed, SanlockDaemon
 ROOT = Path(__file__).resolve().parents[2]
 
 
+_AS_ROOT = ["--user", "root", "--group", "root"]
+
+
 class LeaseholdDaemon(SanlockDaemon):
     """`leasehold daemon`, without watchdog unless the options say otherwise."""
 
     def start(self) -> Self:
         with open(self.log_path, "ab") as log:
             self._process = subprocess.Popen(
-                [*self.argv(), "--watchdog", "none", "--host-name", self.name, "-D", *self._options],
+                [*self.argv(), *_AS_ROOT, "--watchdog", "none", "--host-name", self.name, "-D", *self._options],
                 env={**self.environment, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
