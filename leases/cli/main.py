@@ -20,6 +20,7 @@ GROUPS = {
     "lease": "create, list, show and delete the leases of a volume",
     "volume": "create, show and check volumes",
     "host": "list the hosts of a volume",
+    "sim": "simulate clusters with faults, and check that no lease is held twice",
     "daemon": "keep the leases of this host's processes, as the sanlock daemon does",
     "sanlock": "the sanlock command, word for word",
     "virtlockd": "be the lock daemon of libvirt's lockd plugin",

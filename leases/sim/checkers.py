@@ -5,7 +5,10 @@ raises Violation at that moment, with the trace still showing how it came about.
 
     asked(task, step)              an I/O was asked for
     landed(task, offset, data, before, late)
-                                   bytes of the disk changed; late: nobody waits for this write any more
+                                   bytes of the disk changed; late: nobody waits for this write any more, or it
+                                   went astray
+    astray(task, offset, data)     (before that) a write lands where it was not meant to
+    misled(task)                   a read shows other bytes than those that lie where it was meant to look
     granted(holding)               a client has got a lease, as it sees it
     letting_go(holding)            its client begins to release it, or has been told that it is lost
     released(holding)              its host begins to give it back on the disk
@@ -30,7 +33,6 @@ from typing import TYPE_CHECKING, Any
 
 from leases.sim.blame import Blame
 from paxos.records import Block, Leader
-from paxos.timing import Timing
 
 if TYPE_CHECKING:
     from leases.sim.layout import Layout
@@ -123,6 +125,8 @@ class Judge:
         self._remains: dict[int, list[Remains]] = {}
         self.asked: Callable[..., None] = self._all("asked")
         self.landed: Callable[..., None] = self._all("landed")
+        self.astray: Callable[..., None] = self._all("astray")
+        self.misled: Callable[..., None] = self._all("misled")
         self._laid_out = self._all("laid_out")
         self._settled = self._all("settled")
         self._granted = self._all("granted")
@@ -212,6 +216,8 @@ class OneOwner:
             reference = False
             if self._blame.lost_its_mark(other):
                 reference = other.doubled = True
+            elif self._blame.lost_its_mark(holding) or self._blame.believed_astray(holding, other):
+                reference = holding.doubled = True
             elif self._blame.among_references(holding, other):
                 reference = holding.doubled = other.doubled = True
             raise Violation("one owner", f"{holding} was granted while {other} is held", reference=reference)
@@ -252,7 +258,10 @@ class WatchdogFirst:
             raise Violation(
                 "watchdog first",
                 f"{holding} was granted {left:.1f} s before the watchdog over {early} has to fire",
-                reference=self._blame.lost_its_mark(early) or self._blame.among_references(holding, early),
+                reference=self._blame.lost_its_mark(early)
+                or self._blame.lost_its_mark(holding)
+                or self._blame.believed_astray(holding, early)
+                or self._blame.among_references(holding, early),
             )
 
     def released(self, holding: Holding) -> None:

@@ -40,8 +40,8 @@ class Setup:
     #: true seconds without new faults at the end, in which every lease must become usable again
     calm_s: float = 0.0
     trace_length: int = 4000
-    #: whether what hosts of the reference do to each other ends the run like any violation
-    strict: bool = False
+    #: whether two hosts of the reference that hold one lease end the run like any violation
+    stop_at_double: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Cluster:
         seed, faults = setup.seed, setup.faults
         random = Random(f"{seed}/cluster")
         self.layout = Layout(setup.leases, max(8, setup.hosts + 1), setup.io_timeout, geometry=Geometry(4096, MIB))
-        judge = Judge(all_rules(self.layout) if rules is None else rules, None if setup.strict else self._forgive)
+        judge = Judge(all_rules(self.layout) if rules is None else rules, self._forgive)
         self.doubles: list[Violation] = []
         self.world = World(seed, judge, Trace(setup.trace_length, Description(self.layout)))
         self.plan = Plan(seed, faults, setup.only)
@@ -118,6 +118,8 @@ class Cluster:
 
     def _forgive(self, double: Violation) -> None:
         """Hosts of the reference did this among themselves: tell, and go on."""
+        if self.setup.stop_at_double and double.rule == "one owner":
+            raise double
         self.doubles.append(double)
         self.world.note(0, "judge", "D", 0, double)
 

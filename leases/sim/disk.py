@@ -167,7 +167,10 @@ class Path:
             self._take(io, step.offset)
 
     def _put(self, io: InFlight, offset: int, data: bytes) -> None:
-        late = io.late
+        astray = not io.step.offset <= offset < io.step.offset + _length(io.step)
+        late = io.late or astray
+        if astray:
+            self.world.judge.astray(io.task, offset, data)
         self.world.note(self.machine.number, io.task.name, "l" if late else "W", offset, io.step)
         before = bytes(self.disk.view[offset : offset + len(data)])
         self.disk.put(offset, data)
@@ -324,6 +327,7 @@ class Path:
                 self._put(io, offset, step.data)
             else:
                 self._take(io, offset)
+                self.world.judge.misled(io.task)
             self._answer(io)
 
         self.world.after(self._latency(), hit, io)
@@ -337,6 +341,7 @@ class Path:
 
         def answer(io: InFlight) -> None:
             io.value = memoryview(self.disk.past(step.offset, step.length, self.world.now - age))
+            self.world.judge.misled(io.task)
             self._answer(io)
 
         self.world.after(self._latency(), answer, io)
