@@ -50,7 +50,7 @@ class Contest:
             take()  # unmeasured: first times are slow
         prepare()
         ours()
-        self._benchmark.pedantic(ours, setup=before, rounds=rounds, iterations=1)
+        self._benchmark.pedantic(ours, setup=before, rounds=rounds, iterations=1)  # type: ignore[no-untyped-call]
         if self._benchmark.stats is None:  # --benchmark-disable
             return
         mine = self._benchmark.stats.stats.median

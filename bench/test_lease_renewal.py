@@ -19,7 +19,8 @@ from paxos import host_lease
 from paxos.disk.engine import Engine
 from paxos.geometry import MAX_HOSTS, MIB, Geometry
 from paxos.host_lease import Beacon, HostLease
-from paxos.liveness import HostTable, LockspaceArea
+from paxos.liveness import HostTable
+from paxos.lockspace_area import LockspaceArea
 from paxos.records import Leader, pack_name
 from paxos.steps import Read, Steps, Write
 from paxos.timing import Timing

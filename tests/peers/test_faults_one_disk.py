@@ -111,11 +111,10 @@ def test_a_path_that_hangs_shorter_than_that_costs_nothing(
     a, b = hosts
     a.acquire("vm0")
     for _ in range(3):
-        renewed = volume.delta(1).timestamp
         disk.hang("a")
         time.sleep(3.5)
         disk.resume("a")
-        wait_for(lambda renewed=renewed: volume.delta(1).timestamp > renewed, "a renewal")
+        volume.wait_renewed(1)
     assert not b.may_acquire("vm0")
     a.release("vm0")
     assert b.may_acquire("vm0")
@@ -130,14 +129,8 @@ def test_a_disk_that_is_gone_for_good_fails_both_in_time(
     b.acquire("vm1")
     disk.die()
     gone_at = boot_time()
-    for host in hosts:
-        if isinstance(host, LeaseholdHost):
-            lease = "vm0" if host is a else "vm1"
-            wait_for(lambda host=host, lease=lease: host.ask("lost", lease), "our lease to be lost")
-            assert host.ask("failure") == "RenewalsFailed"
-        else:
-            assert isinstance(host, SanlockHost)
-            assert host.client.wait() < 0
+    a.wait_lost("vm0")
+    b.wait_lost("vm1")
     assert boot_time() - gone_at < HOST_DEAD
 
 
@@ -149,13 +142,8 @@ def test_a_lockspace_that_is_written_over_stops_both_at_once(
     a.acquire("vm0")
     b.acquire("vm1")
     disk.write(0, os.urandom(MIB))
-    for host in hosts:
-        if isinstance(host, LeaseholdHost):
-            lease = "vm0" if host is a else "vm1"
-            wait_for(lambda host=host, lease=lease: host.ask("lost", lease), "our lease to be lost")
-        else:
-            assert isinstance(host, SanlockHost)
-            assert host.client.wait() < 0
+    a.wait_lost("vm0")
+    b.wait_lost("vm1")
     scene = disk.read(0, MIB)
     time.sleep(5)
     assert disk.read(0, MIB) == scene  # nobody writes over it
@@ -196,7 +184,7 @@ def test_of_two_hosts_with_one_id_and_one_name_their_first_gives_up_when_it_sees
     with SanlockHost(volume.by_path(disk.devices["a"]), 1, name="node") as first:
         first.acquire("vm0")
         with LeaseholdHost(volume.by_path(disk.devices["b"]), 1, owner_name="node") as second:
-            assert first.client.wait() < 0
+            first.wait_lost("vm0")
             assert second.may_acquire("vm0")
             second.release("vm0")
             assert volume.delta(1).owner_generation == 2 and not second.ask("failure")

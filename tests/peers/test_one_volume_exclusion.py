@@ -7,7 +7,7 @@ and through conversions. Every test has leases of its own on a volume that its w
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count
@@ -17,7 +17,6 @@ import pytest
 from paxos.geometry import MIB
 from tests.support.storage import LoopDisk, PlainDisk
 from tests.support.two_engines import EngineHost, LeaseholdHost, OneVolume, Refused, SanlockHost, one_volume
-from tests.support.volumes import wait_for
 
 pytestmark = [pytest.mark.peers, pytest.mark.storage, pytest.mark.slow]
 
@@ -46,18 +45,20 @@ def _pair(disk: PlainDisk, align_size: int, stack: ExitStack) -> Pair:
     return Pair(volume, {"leasehold": ours, "sanlock": theirs}, count())
 
 
-DISKS = {
-    "file": lambda: (PlainDisk((_LEASES + 3) * MIB), MIB),
-    "loop-512": lambda: (LoopDisk(512, (_LEASES + 3) * MIB), MIB),
-    "loop-4096": lambda: (LoopDisk(4096, (_LEASES + 3) * MIB), MIB),
-    "loop-4096-8M": lambda: (LoopDisk(4096, (_LEASES + 3) * 8 * MIB), 8 * MIB),
+#: kinds of disks and align sizes
+DISKS: dict[str, tuple[Callable[[], PlainDisk], int]] = {
+    "file": (lambda: PlainDisk((_LEASES + 3) * MIB), MIB),
+    "loop-512": (lambda: LoopDisk(512, (_LEASES + 3) * MIB), MIB),
+    "loop-4096": (lambda: LoopDisk(4096, (_LEASES + 3) * MIB), MIB),
+    "loop-4096-8M": (lambda: LoopDisk(4096, (_LEASES + 3) * 8 * MIB), 8 * MIB),
 }
 
 
 @pytest.fixture(scope="module", params=list(DISKS))
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     with ExitStack() as stack:
-        yield _pair(*DISKS[request.param](), stack)
+        make, align_size = DISKS[request.param]
+        yield _pair(make(), align_size, stack)
 
 
 @pytest.fixture(params=["leasehold", "sanlock"], ids=["leasehold-first", "sanlock-first"])
@@ -200,4 +201,4 @@ def test_a_host_that_left_is_seen_to_be_gone_and_seen_again_when_it_is_back(
             watching.knows(third)
             assert pair.volume.delta(third.host_id).owner_generation == generation
             third.leave()
-            wait_for(lambda third=third: watching.state_of(third.host_id) == "FREE", "the host to be seen free")
+            watching.sees(third.host_id, "FREE")

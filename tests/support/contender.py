@@ -93,7 +93,7 @@ def main(engine: str, facts: dict[str, Any]) -> None:
             _until_told(stop, lambda: abort.set("that is all"))
             contend(arena, stop, share, acquire, lambda lease: lease.release())
     else:
-        import sanlock
+        import sanlock  # type: ignore[import-not-found]  # the distribution's, for its own Python
 
         place = (b"LS", facts["lease"].encode(), [(facts["path"], facts["offset"])])
         connection = sanlock.register()

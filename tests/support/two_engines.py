@@ -70,6 +70,11 @@ class OneVolume:
         """What the disk itself says, asking neither engine."""
         return Leader.unpack(self.disk.read(self.offsets[name], self.geometry.sector_size))
 
+    def wait_renewed(self, host_id: int) -> None:
+        """Until that host has renewed once more."""
+        before = self.delta(host_id).timestamp
+        wait_for(lambda: self.delta(host_id).timestamp > before, f"host {host_id} to renew")
+
     def delta(self, host_id: int) -> Leader:
         return Leader.unpack(self.disk.read(self.geometry.delta_offset(host_id), self.geometry.sector_size))
 
@@ -130,8 +135,16 @@ class EngineHost(ABC):
         """Ask the owner, whoever it is, to give the lease up."""
 
     @abstractmethod
+    def leave(self) -> None:
+        """Give the host id back; leases that it holds, too."""
+
+    @abstractmethod
     def crash(self) -> None:
         """kill -9 of everything of this host."""
+
+    @abstractmethod
+    def wait_lost(self, name: str) -> None:
+        """Until the host has noticed that it can't keep this lease, and has stopped its use."""
 
     @abstractmethod
     def freeze(self) -> None: ...
@@ -162,7 +175,11 @@ class EngineHost(ABC):
     def knows(self, *others: EngineHost) -> None:
         """Wait until it has seen these alive: before that, neither engine can tell."""
         for other in others:
-            wait_for(lambda other=other: self.state_of(other.host_id) == "LIVE", f"{other} to be seen alive")
+            self.sees(other.host_id, "LIVE")
+
+    def sees(self, host_id: int, state: str) -> None:
+        """Wait until that host looks like this to it."""
+        wait_for(lambda: self.state_of(host_id) == state, f"{self} to see host {host_id} {state}")
 
     def __str__(self) -> str:
         return f"{self.engine} host {self.host_id}"
@@ -307,6 +324,9 @@ class LeaseholdHost(EngineHost):
     def leave(self) -> None:
         self.ask("leave")
 
+    def wait_lost(self, name: str) -> None:
+        wait_for(lambda: self.ask("lost", name), f"{self} to lose {name}")
+
     def crash(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -391,6 +411,10 @@ class SanlockHost(EngineHost):
 
     def leave(self) -> None:
         self.daemon.rem_lockspace("LS", self.host_id, self.volume.path)
+
+    def wait_lost(self, name: str) -> None:
+        """Its client, which may hold other leases too, is killed."""
+        assert self.client.wait() < 0
 
     def crash(self) -> None:
         self.daemon.kill()
