@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from leases.daemon.call import Refused, Task, work
 from leases.daemon.wire import BadMessage, Disk, geometry_of
+from leases.engines import Engines
 from paxos.disk.device import Device, Devices
-from paxos.disk.engine import Engine
 from paxos.errors import CannotOpen
 from paxos.geometry import Geometry, Place
 from paxos.steps import Steps
@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 #: seconds that opening a disk may take
 OPENING = 10.0
-_CAPACITY = 8
+#: for their memory, which is not cheap to come by; each is given the devices of what it does
+_ENGINES = Engines()
 
 
 def place_of(disk: Disk) -> Place:
@@ -29,7 +30,8 @@ def opened(disk: Disk, use: Callable[[Device], Steps[T]]) -> Task[T]:
     """Drive the protocol that `use` makes for a disk, in a worker. Raises as the protocol, and CannotOpen."""
 
     def job() -> T:
-        with Devices() as devices, Engine(devices, capacity=_CAPACITY) as engine:
+        with Devices() as devices, _ENGINES.engine() as engine:
+            engine.devices = devices
             return engine.run(use(devices.open(disk.path, OPENING)))
 
     return work(job)
