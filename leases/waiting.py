@@ -30,10 +30,10 @@ def until_worth_a_try(member: Member, lease: LeaseArea, refusal: LeaseholdError,
     until = min(until, start + patience)
     slowest = min(_MAX_PAUSE, max(_FIRST_PAUSE, _PAUSE_SHARE * member.timing.io_timeout))
     pause = _FIRST_PAUSE
-    first: tuple[object, ...] | None = None
+    first: list[object] | None = None
     while (left := until - (yield from now())) > 0:
-        seen = yield from _look(member, lease, refusal)
-        if first is not None and seen != first:
+        given_back, *seen = yield from _look(member, lease, refusal)
+        if given_back or (first is not None and seen != first):
             return
         first = seen
         yield from sleep(min(pause, left))
@@ -41,15 +41,20 @@ def until_worth_a_try(member: Member, lease: LeaseArea, refusal: LeaseholdError,
 
 
 def _look(member: Member, lease: LeaseArea, refusal: LeaseholdError) -> Steps[tuple[object, ...]]:
-    """What changes when the lease may be had: leader, the owner's block, its host lease as last seen."""
+    """Whether it was given back since the refusal; and what changes when the lease may be had.
+
+    The latter are leader, the owner's block, its host lease as last seen.
+    """
     timeout = member.timing.io_timeout
     owner: int = refusal.owner_host
     block, _ = yield from read_block(lease, owner, timeout)
     if isinstance(refusal, SharedHolders):
-        return block.shared, block.mode_generation
+        return not block.shared, block.mode_generation
     leader, _ = yield from read_leader(lease, timeout)
     history = member.hosts.get(owner)
-    return leader, block.flags, history and (history.generation, history.timestamp == 0)
+    # A free leader says little while the owner's block claims the version after it.
+    given_back = leader.free and not (block.lver > leader.lver and block.accepted and not block.released)
+    return given_back, leader, block.flags, history and (history.generation, history.timestamp == 0)
 
 
 def sharpened(member: Member, refusal: LeaseholdError) -> Steps[LeaseholdError]:
