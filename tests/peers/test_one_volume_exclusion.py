@@ -7,6 +7,8 @@ and through conversions. Every test has leases of its own on a volume that its w
 from __future__ import annotations
 
 import errno
+import os
+import select
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,14 +16,16 @@ from itertools import count
 
 import pytest
 
+from leases.volume import Volume
 from paxos.geometry import MIB
 from tests.support.storage import LoopDisk, PlainDisk
 from tests.support.two_engines import EngineHost, LeaseholdHost, OneVolume, Refused, SanlockHost, one_volume
+from tests.support.volumes import SOON
 
 pytestmark = [pytest.mark.peers, pytest.mark.storage, pytest.mark.slow]
 
 _LIVE_OWNER, _SHARED_HOLDER = -243, -11
-_LEASES = 30
+_LEASES = 36
 
 
 @dataclass
@@ -182,6 +186,35 @@ def test_the_value_block_goes_from_one_to_the_other(pair: Pair, both: tuple[Engi
     second.acquire(lease)
     assert second.read_lvb(lease)[:512] == b"a word from the first".ljust(512, b".")
     second.release(lease)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["EX", "SH"])
+def test_both_name_the_same_owner(pair: Pair, both: tuple[EngineHost, EngineHost], shared: bool) -> None:
+    (first, _), lease = both, pair.lease()
+    first.acquire(lease, shared=shared)
+    places = [(pair.volume.path, pair.volume.offsets[lease])]
+    theirs = pair.hosts["sanlock"]
+    assert isinstance(theirs, SanlockHost)
+    sizes = {"align": pair.volume.geometry.align_size, "sector": pair.volume.geometry.sector_size}
+    named = theirs.client.call("read_resource_owners", b"LS", lease.encode(), places, **sizes)
+    info = Volume(pair.volume.path).lease(lease)
+    assert info.mode == ("shared" if shared else "exclusive")
+    assert [(o.host_id, o.generation, o.timestamp) for o in info.owners] == [
+        (o["host_id"], o["generation"], o["timestamp"]) for o in named
+    ]
+    assert [o.host_id for o in info.owners] == [first.host_id]
+    first.release(lease)
+    assert theirs.client.call("read_resource_owners", b"LS", lease.encode(), places, **sizes) == []
+    assert Volume(pair.volume.path).lease(lease).mode == "free"
+
+
+def test_each_can_ask_the_other_for_a_lease_and_its_holder_is_stopped(
+    pair: Pair, both: tuple[EngineHost, EngineHost]
+) -> None:
+    (first, second), lease = both, pair.lease()
+    with os.fdopen(os.pidfd_open(first.run(lease, "/bin/sleep", "1000"))) as holder:
+        second.request(lease)
+        assert select.select([holder], [], [], SOON)[0], "the holder was not stopped"
 
 
 def test_each_sees_the_other_alive_and_knows_its_generation(pair: Pair) -> None:
