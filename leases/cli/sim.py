@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,8 @@ def _tell_run(outcome: Outcome, options: Namespace) -> None:
             ("violations", outcome.failure if outcome.failure is not None else "none"),
         ]
     )
-    for double in outcome.doubles:
-        print_line(str(double))
+    for rule, times in Counter(double.rule for double in outcome.doubles).items():
+        print_line(f"hosts of the reference, among themselves, broke the rule {rule!r} {times} times")
     if outcome.failure is not None and options.shrink:
         print_line(f"with these faults alone, and {_hosts(outcome.setup)}:")
         for (host, kind, number), what in outcome.chosen:
