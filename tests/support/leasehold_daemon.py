@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,9 +26,12 @@ class LeaseholdDaemon(SanlockDaemon):
     """`leasehold daemon`, without watchdog unless the options say otherwise."""
 
     def start(self) -> Self:
+        return self._start([*self.argv(), *_AS_ROOT, "--watchdog", "none", "--host-name", self.name, "-D"])
+
+    def _start(self, argv: list[str]) -> Self:
         with open(self.log_path, "ab") as log:
             self._process = subprocess.Popen(
-                [*self.argv(), *_AS_ROOT, "--watchdog", "none", "--host-name", self.name, "-D", *self._options],
+                [*argv, *self._options],
                 env={**self.environment, "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -43,10 +48,27 @@ class LeaseholdDaemon(SanlockDaemon):
     def argv() -> list[str]:
         return [sys.executable, "-m", "leases.cli.main", "daemon"]
 
+    def crash(self) -> None:
+        """As good as a host that lost its power: SIGKILL to everything of the daemon, the keeper first."""
+        if self.running:
+            found = subprocess.run(["pgrep", "-P", str(self.pid)], capture_output=True, text=True).stdout
+            for child in found.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGKILL)
+        self.kill()
+
     def wait(self, timeout: float = PATIENCE) -> int:
         """Until it has ended: its exit status."""
         assert self._process is not None
         return self._process.wait(timeout)
+
+
+class SanlockCommandDaemon(LeaseholdDaemon):
+    """`leasehold sanlock daemon`, started with the very arguments that tests start the real one with."""
+
+    def start(self) -> Self:
+        options = ["-D", "-w", "0", "-h", "0", "-l", "0", "-U", "root", "-G", "root", "-e", self.name]
+        return self._start([sys.executable, "-m", "leases.cli.main", "sanlock", "daemon", *options])
 
 
 #: the two kinds of daemon by name, for tests that both must pass
