@@ -54,8 +54,10 @@ class DeadFirst:
         for other in list(owed):
             if other.machine is holding.machine or other.generation < max(self._records.get(other.host_id, (0,))):
                 del owed[other]
-            elif (holding.exclusive or other.exclusive) and not _is_reference(holding.process):
-                self._check(other.host_id, other.generation, other.machine, holding.machine, str(holding))
+            elif holding.exclusive or other.exclusive:
+                if not _is_reference(holding.process):
+                    self._check(other.host_id, other.generation, other.machine, holding.machine, str(holding))
+                del owed[other]  # dead by the clock of one is dead for all: who took over may give the lease on
         owed[holding] = None
 
     def released(self, holding: Holding) -> None:

@@ -58,9 +58,12 @@ def _edited(where: str, mutant: Mutant) -> Iterator[None]:
     module = import_module(module_name)
     *outer, last = path.split(".")
     owner: Any = module
-    for part in outer:
-        owner = getattr(owner, part)
-    original = inspect.getattr_static(owner, last)
+    try:
+        for part in outer:
+            owner = getattr(owner, part)
+        original = inspect.getattr_static(owner, last)
+    except AttributeError as gone:
+        raise InvalidUse(reason=f"mutant {mutant.name}: there is no {where} any more") from gone
     code = compile(
         _edited_source(original, where, mutant),
         f"<mutant {mutant.name}>",

@@ -36,6 +36,7 @@ MUTANTS = (
         "a value that was chosen is replaced by one that was not",
         (Edit("paxos.ballot:decide", "max(votes, key", "min(votes, key"),),
         "contention",
+        seed=3,
     ),
     Mutant(
         "commit-ourselves",
@@ -103,6 +104,7 @@ MUTANTS = (
         "an old version is decided once more, differently",
         (Edit("paxos.ballot:_give_up_if_lost", "any(b.lver > ballot.lver for b in others.values())", "False"),),
         "contention",
+        seed=5,
     ),
     Mutant(
         "older-own-block-accepted",
@@ -115,7 +117,7 @@ MUTANTS = (
                 "seen.pop(host_id, None)\n    if False:",
             ),
         ),
-        "stale reads",
+        "an old path in a ballot",
     ),
     Mutant(
         "own-ballots-forgotten",
@@ -130,6 +132,7 @@ MUTANTS = (
         "what was chosen may not be found any more",
         (Edit("paxos.ballot:decide", "accepted = own.lver == ballot.lver and own.accepted", "accepted = False"),),
         "slow contention",
+        seed=2,
     ),
     Mutant(
         "own-ballot-not-counted",

@@ -149,7 +149,7 @@ GROUNDS: dict[str, Ground] = {
     "late I/O under long holds": Simulated(
         _setup(3, 5, replace(_BUSY, period_s=0.05, hold_s=3.0), replace(_LATE, error=0.05))
     ),
-    "stale reads": Simulated(_setup(3, 3, replace(_SHARING, leaves=60), Faults(slow=0.02, stale=0.01, early=0.02))),
+    "stale reads": Simulated(_setup(3, 3, replace(_BUSY, leaves=60), Faults(slow=0.02, stale=0.003, early=0.02))),
     "old leaders return": Simulated(_setup(3, 5, replace(_BUSY, period_s=0.5, hold_s=3.0)), old_leaders_return),
     "deaths": Simulated(_setup(3, 30, _PATIENT, _DEATHS)),
     "resets": Simulated(_setup(3, 30, _PATIENT, Faults(reset=30))),
@@ -177,6 +177,7 @@ GROUNDS: dict[str, Ground] = {
     "two late steps of one release": Story(stories.two_late_steps_of_one_release),
     "two that join at once": Story(stories.two_that_join_at_once),
     "a competitor that gave up": Story(stories.a_competitor_that_gave_up),
+    "an old path in a ballot": Story(stories.an_old_path_in_a_ballot),
     "an old record of the owner": Story(stories.an_old_record_of_the_owner),
     "the ladder": Story(ladder.whole_ladder),
     "an engine and a slow disk": Story(buffers.a_late_write_keeps_its_bytes),

@@ -56,9 +56,9 @@ MUTANTS = (
         "an old record, read by mistake, takes a lease from the living",
         (
             Edit(
-                "paxos.ownership:_is_blank",
-                "if not sector.free or sector.owner_generation >= claim.generation:\n        return False\n",
-                "return sector.free\n",
+                "paxos.ownership:_ended",
+                "(sector.free and sector.owner_generation == claim.generation)",
+                "sector.free",
             ),
         ),
         "an old record of the owner",
@@ -117,6 +117,7 @@ MUTANTS = (
             ),
         ),
         "old leaders return",
+        seed=2,
     ),
     Mutant(
         "live-sharer-cleared",
@@ -198,6 +199,7 @@ MUTANTS = (
             ),
         ),
         "sharing",
+        seed=2,
     ),
     Mutant(
         "mark-lost-in-conversion",

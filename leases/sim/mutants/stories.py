@@ -31,7 +31,7 @@ class Stage:
         self.clock = NOON
         self.lease: LeaseArea = small.lease(2)
         self.members = {host: small.member(Environment(), host, 2) for host in (1, 2)}
-        #: what an old path shows instead of a sector, by its offset
+        #: what an old path shows instead of what lies there now, by its offset
         self.old: dict[int, bytes] = {}
         #: an I/O for which the first of these is true times out, and the next one waits for another; a write is then
         #: in `late`
@@ -62,7 +62,7 @@ class Stage:
             raise _timed_out(step, Pending(step))
         elif isinstance(step, Read):
             if step.offset in self.old:
-                return memoryview(self.old[step.offset])
+                return memoryview(self.old[step.offset])[: step.length]
             return memoryview(self.bytes).toreadonly()[step.offset : step.offset + step.length]
         elif isinstance(step, Write):
             self._store(step)
@@ -170,6 +170,21 @@ def a_competitor_that_gave_up() -> None:
     except LeaseholdError:
         return
     raise Violation("one owner", f"host 2 was granted version {other.lver} while host 1 holds {held.lver}")
+
+
+def an_old_path_in_a_ballot() -> None:
+    """Host 1 begins a ballot, host 2 gets the lease; then host 1's path shows the area as it was before them both."""
+    stage = Stage()
+    place = stage.lease.place.offset
+    before = bytes(stage.bytes[place:])
+    first = stage.start(resource.acquire(stage.members[1], stage.lease, _NOWAIT)).until(_writes(stage, 2))
+    held: Held = stage.run(resource.acquire(stage.members[2], stage.lease, _NOWAIT))
+    stage.old[place] = before
+    try:
+        other: Held = first.finish()
+    except LeaseholdError:
+        return
+    raise Violation("one owner", f"host 1 was granted version {other.lver} while host 2 holds {held.lver}")
 
 
 def an_old_record_of_the_owner() -> None:
