@@ -220,11 +220,19 @@ class Daemon:
         """It was killed. Nobody could be stopped by kill paths without one."""
         self.loop.forget(self.helper.fileno())
         self.helper.close()
-        with suppress(ChildProcessError):
-            os.waitpid(self.helper.pid, os.WNOHANG)
+        self._reap(self.helper.pid)
         self.helper = Helper.spawn()
         self.loop.watch(self.helper.fileno(), READ, self._helper_gone)
         self.journal.error("the process for kill paths was gone: started another", pid=self.helper.pid)
+
+    def _reap(self, pid: int) -> None:
+        """Of a child that has ended, or is about to."""
+        try:
+            ended, _ = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not ended:
+            self.loop.after(0.2, partial(self._reap, pid))
 
     # ---------------------------------------------------------------------------------- the keeper process
 
@@ -242,7 +250,7 @@ class Daemon:
 
         with self._keeper_lock:
             self._link = KeeperLink.attach(self.settings.run_dir, self._keeper_ended)
-            self.loop.post(self._beat)
+            self.loop.post(partial(self._beat, self._link))
             return self._link
 
     def keeper(self) -> tuple[KeeperLink, KeptWatchdog]:
@@ -258,27 +266,28 @@ class Daemon:
                 self.journal.info("keeper process started", pid=self._link.pid)
                 for refusal in self._link.refused:
                     self.journal.warning("keeper process", refused=refusal)
-                self.loop.post(self._beat)
+                self.loop.post(partial(self._beat, self._link))
             if self._watchdog is None:
                 self._watchdog = KeptWatchdog(self._link, settings.watchdog, settings.watchdog_fire_timeout)
                 self.journal.info("watchdog", kind=self._watchdog.force, is_=self._watchdog.describe())
             return self._link, self._watchdog
 
-    def _beat(self) -> None:
+    def _beat(self, link: KeeperLink) -> None:
         """Tell the keeper that this loop still runs, and what has changed."""
-        link = self._link
-        if link is None:
-            return
+        if link is not self._link:
+            return  # it has ended
         memberships = [space.membership for space in self.spaces if space.membership is not None]
         news = [(membership, told) for membership in memberships if (told := membership.news()) is not None]
         if not link.beat([told for _, told in news]):
             for membership, _ in news:
                 membership.untold()
-        self.loop.after(_BEAT, self._beat)
+        self.loop.after(_BEAT, partial(self._beat, link))
 
     def _keeper_ended(self) -> None:
         """Its lockspaces have been told. The next one gets a new process."""
         self.journal.error("the keeper process has ended")
+        if self._link is not None:
+            self.loop.post(partial(self._reap, self._link.pid))
         self._link = self._watchdog = None
 
 

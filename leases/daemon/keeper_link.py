@@ -81,7 +81,10 @@ class KeeperLink:
                 os.set_inheritable(fd, True)
             arguments = (inherited[0], inherited[1] if linger else -1, linger, high_priority, lock_memory)
             program = f"from leases.keeper.process import serve; serve{arguments!r}"
-            pid = os.posix_spawn(sys.executable, [sys.executable, "-c", program], os.environ)
+            # whoever waits for the end of the daemon's output must not wait for this process too
+            nothing = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1)]
+            argv = [sys.executable, "-c", program]
+            pid = os.posix_spawn(sys.executable, argv, os.environ, file_actions=nothing)
         finally:
             theirs.close()
             if listener is not None:
