@@ -109,12 +109,12 @@ class Daemon:
         from leases.daemon.adoption import adopt
 
         self._started(None, failure)
-        self.ledger.begin()
 
         def task() -> Task[None]:
             try:
                 yield from adopt(self, found)
             finally:
+                self.ledger.begin()  # not before: killed meanwhile, the next one needs what the last one wrote
                 self.server.go_on()
                 self.tasks.run_in_worker(self.keeper, self._started)
 
