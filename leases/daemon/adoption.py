@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -71,9 +72,6 @@ def adopt(daemon: Daemon, ledger: dict[str, Value]) -> Task[None]:
     # what is given up comes last: a shared lease may be somebody else's too
     for wanted in (True, False):
         yield from _take_up_leases(daemon, [claim for claim in claims if claim.wanted is wanted])
-    for client in living.values():
-        if not client.tokens:
-            daemon.server.bury(client)
 
 
 def _attach(daemon: Daemon) -> KeeperLink | None:
@@ -93,12 +91,19 @@ def _take_up_space(daemon: Daemon, link: KeeperLink, value: Value) -> Task[None]
     except LeaseholdError as failure:
         daemon.spaces.remove(space)
         daemon.journal.error("lockspace not taken up", lockspace=space.name, reason=failure)
+        yield from work(partial(_let_expire, link, value["number"]))
         return
     space.state = SpaceState.HELD
     space.external_used, space.used_by_orphans = value["used"], value["used_by_orphans"]
     space.acquiring.result = space.renewing.result = OK
     daemon.ledger.put(*records_of.of_space(space))
     daemon.journal.info("lockspace taken up", lockspace=space.name, generation=space.joined.generation)
+
+
+def _let_expire(link: KeeperLink, number: int) -> None:
+    """Nobody can stop its users any more but its watchdog: it is not renewed, and stays armed."""
+    with suppress(LeaseholdError):
+        link.call("abort", space=number, reason="no daemon could take it up")
 
 
 def _rejoin(daemon: Daemon, link: KeeperLink, space: Space, value: Value) -> None:

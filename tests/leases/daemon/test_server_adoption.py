@@ -172,6 +172,16 @@ def test_a_client_that_registers_again_has_its_leases(daemon: LeaseholdDaemon, i
     assert client.resource_owners(lease(image, 1)).hosts == []
 
 
+def test_a_client_without_leases_can_still_be_given_some(daemon: LeaseholdDaemon, image: str, hold: Hold) -> None:
+    """As a guest that was paused when the daemon was killed, and goes on now."""
+    holder = hold(lease(image, 1))
+    client_of(daemon).process(holder.process.pid).release(lease(image, 1))
+    process = killed_and_started(daemon).process(holder.process.pid)
+    assert process.held() == []
+    process.acquire(lease(image, 1))
+    assert [held.lver for held in process.held()] == [2]
+
+
 def test_orphans_and_settings_are_kept(daemon: LeaseholdDaemon, image: str, hold: Hold) -> None:
     client_of(daemon).configure("LS", ConfigCommand.USED_BY_ORPHANS)
     hold(lease(image, 1), how="persistent").end()
