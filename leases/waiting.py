@@ -52,8 +52,9 @@ def _look(member: Member, lease: LeaseArea, refusal: LeaseholdError) -> Steps[tu
         return not block.shared, block.mode_generation
     leader, _ = yield from read_leader(lease, timeout)
     history = member.hosts.get(owner)
-    # A free leader says little while the owner's block claims the version after it.
-    given_back = leader.free and not (block.lver > leader.lver and block.accepted and not block.released)
+    # A free leader says little while the owner's block claims a later version, or this one of another host's.
+    later = block.lver > leader.lver or (block.lver == leader.lver and leader.owner_id != owner)
+    given_back = leader.free and not (later and block.accepted and not block.released)
     return given_back, leader, block.flags, history and (history.generation, history.timestamp == 0)
 
 
