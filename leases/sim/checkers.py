@@ -267,6 +267,11 @@ class WatchdogFirst:
     def released(self, holding: Holding) -> None:
         self._owed.get(holding.resource, {}).pop(holding, None)
 
+    def laid_out(self, area: int) -> None:
+        if area == 0:
+            self._owed.clear()
+        self._owed.pop(area, None)
+
 
 class Tokens:
     """A fencing token never repeats or goes back.

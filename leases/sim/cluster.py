@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from leases.sim.checkers import Judge, Violation, all_rules
-from leases.sim.disk import Path
+from leases.sim.checkers import Judge, Remains, Violation, all_rules
+from leases.sim.disk import InFlight, Path
 from leases.sim.faults import Faults, Key, Plan, between
 from leases.sim.host import Host, Work
 from leases.sim.layout import Layout
@@ -92,6 +92,7 @@ class Cluster:
             self.hosts.append(Host(self, machine, host_id, timing, f"node{number}", rules_of_host))
             self.world.after(random.uniform(0, 5), machine.boot)
             self._next_life(machine, 0)
+        self._next_relaid(0)
 
     def run(self) -> Outcome:
         """To the end, or to the first violation."""
@@ -176,6 +177,39 @@ class Cluster:
         elif kind in ("suspend", "freeze"):
             machine.suspend(clock_still=kind == "freeze")
             self.world.after(between(random, 0.1, faults.pause_s), machine.wake, machine.boots)
+
+    # --- what happens to the volume ---
+
+    def _next_relaid(self, number: int) -> None:
+        delay = self.plan.next_relaid(number)
+        if delay < float("inf"):
+            self.world.after(delay, self._relay, number + 1)
+
+    def _relay(self, number: int) -> None:
+        """Somebody initialises the lockspace, or a lease, as if nobody used it."""
+        self._next_relaid(number)
+        random = self.plan.relaid(number)
+        if random is None:
+            return
+        area = 0 if random.random() < 0.3 else random.randrange(1, self.layout.leases + 1)
+        self.world.note(0, "fate", "!", area, f"{f'r{area}' if area else 'the lockspace'} is initialised anew")
+        self.layout.lay_out_area(self.disk, area)
+        self.world.judge.laid_out(area, self._remains(area))
+
+    def _remains(self, area: int) -> list[Remains]:
+        """What of before may still act on an area: operations, memberships, holders, writes in flight."""
+        judge = self.world.judge
+        remains: list[Remains] = []
+        for host in self.hosts:
+            if host.daemon is not None:
+                remains += host.daemon.remains(area)
+        for holding in judge.holdings:
+            if area in (0, holding.resource):
+                remains.append(lambda holding=holding: holding in judge.holdings)  # type: ignore[misc]
+        for io in set(filter(lambda argument: isinstance(argument, InFlight), self.world.pending())):
+            if type(io.step) is Write and self.layout.where(io.step.offset)[0] == area:
+                remains.append(lambda io=io: not io.ended)  # type: ignore[misc]
+        return remains
 
 
 class Description:

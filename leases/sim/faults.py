@@ -1,9 +1,8 @@
 """What goes wrong, how often, and which of it in this run: rates, named profiles, a plan drawn from a seed.
 
-Every fault of a run has a key: (host number, "io", when it was asked for) or (host number, "life", number
-of the disturbance). Details of a fault come from its key alone, so a run can be repeated with some of its
-faults left out (`only`), and those that stay do what they did before. That is what shrinking a failing run
-needs.
+Every fault of a run has a key: (host number, "io", when it was asked for), (host number, "life", number of the
+disturbance) or (0, "relaid", number). Details of a fault come from its key alone, so a run can be repeated with some of
+its faults left out (`only`), and those that stay do what they did before. That is what shrinking a failing run needs.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from paxos.errors import InvalidUse
 class Faults:
     """Rates of everything that can go wrong.
 
-    The first group are probabilities for each I/O, the second are numbers for each host and hour, the third
-    are bounds.
+    The first group are probabilities for each I/O, the second are numbers for each host and hour, then one for the
+    volume and hour; the rest are bounds.
     """
 
     slow: float = 0.0  #: takes up to its timeout, just not longer
@@ -41,6 +40,8 @@ class Faults:
     freeze: float = 0.0  #: so it does, and its clock with it
     reset: float = 0.0  #: somebody pulls the plug
     outage: float = 0.0  #: the host loses its path to the disk up to `outage_s`
+
+    relaid: float = 0.0  #: the lockspace, or one lease, is initialised anew under everybody
 
     late_s: float = 300.0
     stale_s: float = 30.0
@@ -98,6 +99,7 @@ ALL = Faults(
     freeze=0.5,
     reset=0.5,
     outage=1.0,
+    relaid=0.1,
     clock_rate=0.01,
     watchdog_early=0.2,
 )
@@ -134,6 +136,20 @@ class Plan:
         if self._life.total <= 0:
             return float("inf")
         return self._random((host, "calm", number)).expovariate(self._life.total / 3600.0)
+
+    def next_relaid(self, number: int) -> float:
+        """Seconds from re-initialisation `number` to the next one."""
+        if self.faults.relaid <= 0:
+            return float("inf")
+        return self._random((0, "calm", number)).expovariate(self.faults.relaid / 3600.0)
+
+    def relaid(self, number: int) -> Random | None:
+        """The source of what is initialised anew; None: this time nothing is."""
+        key = (0, "relaid", number)
+        if self.quiet or (self.only is not None and key not in self.only):
+            return None
+        self.chosen.append((key, "relaid"))
+        return self._random(key)
 
     def life_fault(self, host: int, number: int) -> tuple[str, Random] | None:
         return self._choose((host, "life", number), self._life)

@@ -14,7 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from leases.keeper.decisions import Holder, Stop, Vitals, keep_renewing, stand_guard, stop_holders
-from leases.sim.checkers import Holding, Membership
+from leases.sim.checkers import Holding, Membership, Remains
 from leases.sim.disk import InFlight
 from leases.sim.machine import Machine, Process, Task, Until
 from leases.sim.rules import Rules
@@ -148,6 +148,8 @@ class Daemon:
         self.holds: dict[int, tuple[Held, Holding]] = {}
         self.workers: dict[Task, int] = {}
         self._client_number = 0
+        #: counts how often the host id was given up or lost
+        self.lives = 0
         self._settles: Task | None = None
         self._main_task = self.process.spawn("main", self._main())
 
@@ -166,6 +168,7 @@ class Daemon:
                 yield Sleep(self.random.uniform(1.0, 4 * self.timing.io_timeout))
                 continue
             yield from self._keep(lease)
+            self.lives += 1
 
     def _keep(self, lease: HostLease) -> Steps[None]:
         """Be a member until we leave, or until recovery has ended with every client gone."""
@@ -478,6 +481,21 @@ class Daemon:
                 del self.busy[number]
         self._settles = None
         del self.workers[task]
+
+    # --- what an area that is initialised anew leaves behind here ---
+
+    def remains(self, area: int) -> list[Remains]:
+        """What we know of, or do in, an area as it is now (0: the lockspace). Each tells whether that goes on."""
+        if area == 0:
+            lives = self.lives
+            return [lambda: self.process.alive and self.lives == lives]
+        use, doubt = self.busy.get(area), self.doubt.get(area)
+        remains: list[Remains] = []
+        if use is not None:
+            remains.append(lambda: self.process.alive and self.busy.get(area) is use)
+        if doubt is not None:
+            remains.append(lambda: self.process.alive and self.doubt.get(area) is doubt)
+        return remains
 
     def _note(self, who: str, event: str, number: int, detail: object) -> None:
         self.world.note(self.host.machine.number, who, event, number, detail)

@@ -47,12 +47,18 @@ class Layout:
 
     def lay_out(self, disk: SimDisk) -> None:
         """Write everything anew, at once, over whatever is there."""
-        area, first = fresh_lockspace(self.lockspace, self.geometry, self.io_timeout)
-        disk.put(0, area)
-        disk.put(0, first)
-        for number in range(1, self.leases + 1):
-            image = fresh_resource(self.lockspace, self.name(number), self.geometry, self.num_hosts)
-            disk.put(number * self.geometry.align_size, image)
+        for area in range(self.leases + 1):
+            self.lay_out_area(disk, area)
+
+    def lay_out_area(self, disk: SimDisk, area: int) -> None:
+        """Write one area anew: 0 is the lockspace, n resource n."""
+        if area == 0:
+            image, first = fresh_lockspace(self.lockspace, self.geometry, self.io_timeout)
+            disk.put(0, image)
+            disk.put(0, first)
+        else:
+            image = fresh_resource(self.lockspace, self.name(area), self.geometry, self.num_hosts)
+            disk.put(area * self.geometry.align_size, image)
 
     def where(self, offset: int) -> tuple[int, int]:
         """Area (0 is the lockspace, n resource n) and sector in it of a disk offset."""

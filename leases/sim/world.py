@@ -7,7 +7,7 @@ clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from random import Random
 from typing import Any
@@ -39,6 +39,10 @@ class World:
 
     def after(self, seconds: float, call: Callable[[Any], None], argument: Any = None) -> None:
         self.at(self.now + seconds, call, argument)
+
+    def pending(self) -> Iterator[Any]:
+        """What the calls that are to come will be given."""
+        return (argument for _, _, _, argument in self._queue)
 
     def run(self, until: float) -> None:
         """Let happen what is due up to true time `until`. Violations and bugs come out as raised."""

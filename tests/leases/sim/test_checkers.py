@@ -176,3 +176,50 @@ def test_a_judge_without_rules_lets_everything_pass():
     judge = Judge([])
     judge.asked(None, None)
     judge.laid_out(0)
+
+
+def test_what_was_held_before_a_lease_is_laid_out_anew_counts_no_more(ground):
+    it = ground(hosts=3, rules=(OneOwner(), WatchdogFirst(), Tokens()))
+    judge = it.world.judge
+    before = _holding(it, 0, 7)
+    judge.granted(before)
+    judge.laid_out(1)
+    judge.granted(_holding(it, 1, 1))
+    with pytest.raises(Violation, match="one owner"):
+        judge.granted(_holding(it, 2, 2))
+
+
+def test_while_something_is_left_of_before_nobody_who_gets_a_lease_is_protected(ground):
+    it = ground(hosts=4, rules=(OneOwner(),))
+    judge, left = it.world.judge, [True]
+    judge.laid_out(0, [lambda: left[0]])
+    exposed = _holding(it, 0, 1)
+    judge.granted(exposed)
+    judge.granted(_holding(it, 1, 2))
+    assert exposed.exposed and not judge.is_settled(0)
+    left[0] = False
+    assert judge.is_settled(0)
+    judge.granted(_holding(it, 2, 3))
+    with pytest.raises(Violation, match="one owner"):
+        judge.granted(_holding(it, 3, 4))
+
+
+def test_blocks_and_versions_begin_anew_with_their_area(ground):
+    it = ground(rules=(BlocksGrow(LAYOUT), Decided(LAYOUT)))
+    judge, left = it.world.judge, [True]
+    place = MIB + 2 * LAYOUT.geometry.sector_size
+
+    def writes():
+        yield Write("disk", place, Block(mbal=2501, lver=5).sealed().sector(512), 1.0)
+        yield Write("disk", MIB, _leader(5, 1), 1.0)
+        judge.laid_out(1, [lambda: left[0]])
+        yield Write("disk", place, Block(mbal=1, lver=1).sealed().sector(512), 1.0)
+        yield Write("disk", MIB, _leader(5, 2), 1.0)  # of somebody from before
+        left[0] = False
+        assert judge.is_settled(1)
+        yield Write("disk", MIB, _leader(5, 1), 1.0)
+        yield Write("disk", MIB, _leader(5, 2), 1.0)
+
+    it.processes[0].spawn("io", writes())
+    with pytest.raises(Violation, match="decided stays decided"):
+        it.world.run(until=1)

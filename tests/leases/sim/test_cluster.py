@@ -53,3 +53,10 @@ def test_a_failing_run_shrinks_to_the_faults_and_hosts_that_matter(eager):
     small = shrink(failing, _run, max_runs=60)
     assert isinstance(small.failure, Violation) and small.failure.rule == failing.failure.rule
     assert small.setup.hosts == 2 and len(small.chosen) < max(1, len(failing.chosen))
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_areas_initialised_anew_under_running_hosts_bring_no_double_and_no_crash(seed):
+    outcome = _run(Setup(seed=seed, hosts=3, hours=0.5, faults=Faults.parse("all,relaid=20")))
+    assert outcome.failure is None, outcome.trace.text(last=60)
+    assert sum(kind == "relaid" for _, kind in outcome.chosen) > 3
