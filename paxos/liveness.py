@@ -107,7 +107,8 @@ class HostTable:
         self._rows = rows
         ids = np.flatnonzero(changed) + 1
         callers = calling(view, geometry, self._own)
-        callers = callers[np.isin(callers, ids) & (callers != self._own)]
+        if len(callers):
+            callers = callers[np.isin(callers, ids) & (callers != self._own)]
         return Observation(
             changed=tuple(int(i) for i in ids),
             calling=tuple(int(i) for i in callers),
