@@ -14,7 +14,7 @@ from paxos.timing import Timing
 
 if TYPE_CHECKING:
     from leases.sim.layout import Layout
-    from leases.sim.machine import Machine, Process, Task
+    from leases.sim.machine import Machine, Task
 
 
 def invariants(layout: Layout) -> list[Any]:
@@ -22,11 +22,28 @@ def invariants(layout: Layout) -> list[Any]:
     return [DeadFirst(layout), NeverWiped(layout), HolderShows(layout)]
 
 
-def _is_reference(process: Process) -> bool:
-    return bool(getattr(process, "reference", False))
+def _counts(holding: Holding) -> bool:
+    """Whether it is leasehold's to protect: not a reference host's, and not from before an area was laid out anew."""
+    return not holding.reference and not holding.exposed
 
 
-class DeadFirst:
+class _Areas:
+    """Areas in which something is left of before they were initialised anew: nothing in them is judged."""
+
+    def __init__(self) -> None:
+        self._unsettled: set[int] = set()
+
+    def laid_out(self, area: int) -> None:
+        self._unsettled.add(area)
+
+    def settled(self, area: int) -> None:
+        self._unsettled.discard(area)
+
+    def _judges(self, area: int) -> bool:
+        return not self._unsettled & {0, area}
+
+
+class DeadFirst(_Areas):
     """A host's silence proves its death after `host_dead` (by its own io_timeout), never sooner (paxos/timing.py).
 
     Its watchdog has fired somewhat earlier, but nobody may count on that: what lies between pays for clocks that run
@@ -34,6 +51,7 @@ class DeadFirst:
     """
 
     def __init__(self, layout: Layout) -> None:
+        super().__init__()
         self._layout = layout
         self._owed: dict[int, dict[Holding, None]] = {}
         #: by host id and generation, when its record first and last changed, and the record then
@@ -55,7 +73,7 @@ class DeadFirst:
             if other.machine is holding.machine or other.generation < max(self._records.get(other.host_id, (0,))):
                 del owed[other]
             elif holding.exclusive or other.exclusive:
-                if not _is_reference(holding.process):
+                if self._judges(holding.resource) and _counts(holding) and _counts(other):
                     self._check(other.host_id, other.generation, other.machine, holding.machine, str(holding))
                 del owed[other]  # dead by the clock of one is dead for all: who took over may give the lease on
         owed[holding] = None
@@ -66,7 +84,7 @@ class DeadFirst:
     def joined(self, member: Membership) -> None:
         before = self._members.get(member.host_id)
         self._members[member.host_id] = member
-        if before is None:
+        if before is None or not self._judges(0):
             return
         records = self._records[member.host_id]
         if member.generation not in records or before.generation not in records:
@@ -91,16 +109,17 @@ class DeadFirst:
         if silent < needed - 0.001:
             raise Violation("dead first", f"{who} took over from host {host_id} after {silent:.1f} s, not {needed:.1f}")
 
-    def laid_out(self, *areas: int) -> None:
+    def laid_out(self, area: int) -> None:
+        super().laid_out(area)
         self._owed.clear()
-        self._records.clear()
         self._members.clear()
 
 
-class NeverWiped:
+class NeverWiped(_Areas):
     """A host never takes back what it accepted: its block says so until a later version (paxos/resource.py)."""
 
     def __init__(self, layout: Layout) -> None:
+        super().__init__()
         self._layout = layout
         self._last: dict[tuple[int, int], Block] = {}
 
@@ -108,9 +127,12 @@ class NeverWiped:
         area, sector = self._layout.where(offset)
         if area == 0 or sector < 2:
             return
+        if not self._judges(area):
+            self._last.pop((area, sector), None)
+            return
         block, last = Block.unpack(data), self._last.get((area, sector))
         self._last[area, sector] = block
-        own = task.process.host_id == sector - 1 and not _is_reference(task.process)
+        own = task.process.host_id == sector - 1 and not task.process.reference
         if late or last is None or not last.accepted or not own:
             return
         if block.lver < last.lver or (block.lver == last.lver and not block.accepted):
@@ -119,11 +141,13 @@ class NeverWiped:
                 f"{task.name} wiped what host {sector - 1} had accepted for version {last.lver} of r{area}",
             )
 
-    def laid_out(self, *areas: int) -> None:
-        self._last.clear()
+    def laid_out(self, area: int) -> None:
+        super().laid_out(area)
+        for place in [place for place in self._last if place[0] == area]:
+            del self._last[place]
 
 
-class HolderShows:
+class HolderShows(_Areas):
     """While a host holds a lease exclusively its own block says so: accepted for it, at this version, not RELEASED.
 
     That keeps it safe against every late write of others (paxos/resource.py). A late write of its own from before it
@@ -131,11 +155,12 @@ class HolderShows:
     """
 
     def __init__(self, layout: Layout) -> None:
+        super().__init__()
         self._layout = layout
         self._holders: dict[int, dict[Holding, None]] = {}
 
     def granted(self, holding: Holding) -> None:
-        if holding.exclusive and not _is_reference(holding.process):
+        if holding.exclusive and not holding.reference:
             self._holders.setdefault(holding.resource, {})[holding] = None
 
     def letting_go(self, holding: Holding) -> None:
@@ -148,16 +173,13 @@ class HolderShows:
         if area == 0 or sector < 2 or not self._holders.get(area) or not task.process.alive:
             return
         for holding in self._holders[area]:
-            if holding.host_id == sector - 1 and holding.machine is task.machine:
+            if holding.host_id == sector - 1 and holding.machine is task.machine and _counts(holding):
                 self._check(holding, Block.unpack(data))
 
     def _check(self, holding: Holding, block: Block) -> None:
         shows = block.accepted and (block.inp, block.inp2) == (holding.host_id, holding.generation)
         if not shows or block.lver != holding.token or block.released:
             raise Violation("holder shows it", f"{holding}, but its block says {block}")
-
-    def laid_out(self, *areas: int) -> None:
-        self._holders.clear()
 
 
 # ------------------------------------------------------------------- what holds only where less goes wrong

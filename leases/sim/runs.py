@@ -131,8 +131,8 @@ def _on_cores(setups: list[Setup], jobs: int) -> Iterator[Result]:
     if jobs <= 1:
         yield from map(result_of, setups)
         return
-    # spawned, not forked: whoever calls may have threads
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    # spawned, not forked: whoever calls may have threads; and behind everybody who has to keep a time
+    with multiprocessing.get_context("spawn").Pool(jobs, initializer=os.nice, initargs=(10,)) as pool:
         yield from pool.imap_unordered(result_of, setups)
 
 

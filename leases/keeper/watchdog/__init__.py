@@ -58,9 +58,7 @@ def open_watchdog(
                 choice.close()
             else:
                 return choice
-        return Guardian(
-            fire_timeout, grace=grace, on_feeder_death=on_feeder_death, because="; ".join(missing)
-        )
+        return Guardian(fire_timeout, grace=grace, on_feeder_death=on_feeder_death, because="; ".join(missing))
     if kind == "wdmd":
         return WdmdWatchdog(fire_timeout, wdmd_socket)
     if kind == "device":

@@ -67,9 +67,7 @@ class KernelDriver:
         if device == "watchdog":  # the old name of the first one
             device = "watchdog0"
         try:
-            with open(
-                f"/sys/class/watchdog/{device}/{name}", encoding="ascii", errors="replace"
-            ) as attribute:
+            with open(f"/sys/class/watchdog/{device}/{name}", encoding="ascii", errors="replace") as attribute:
                 return attribute.read().strip()
         except OSError:
             return ""
@@ -151,9 +149,7 @@ class DeviceWatchdog(FedWatchdog):
             if self._driver.attribute(path, "nowayout") == "1":
                 return f"{path} can't be stopped once started (nowayout)"
             if not self._path and self._driver.attribute(path, "state") == "active":
-                return (
-                    f"{path} is running already: in use, or left by a program that died, whose reset is due"
-                )
+                return f"{path} is running already: in use, or left by a program that died, whose reset is due"
             fd = self._driver.open(path)
         except OSError as error:
             return f"{path}: {error.strerror or error}"

@@ -86,9 +86,7 @@ class FedWatchdog(Watchdog):
     #: seconds to wait for the feeder at the end, should it hang in the device
     JOIN_TIMEOUT: ClassVar[float] = 5.0
 
-    def __init__(
-        self, fire_timeout: int, *, clock: Callable[[], float] = boot_time, thread: bool = True
-    ) -> None:
+    def __init__(self, fire_timeout: int, *, clock: Callable[[], float] = boot_time, thread: bool = True) -> None:
         self.fire_timeout = fire_timeout
         self.interval = min(0.5, fire_timeout / 4)
         self.trouble = ""
@@ -143,9 +141,7 @@ class FedWatchdog(Watchdog):
         if connection not in self._connections:
             raise WatchdogUnavailable(reason=f"the connection of {connection.name} is closed")
         if not self.feed(self._clock()):
-            raise WatchdogUnavailable(
-                reason=self.trouble or "another lockspace expired, this machine is stopping"
-            )
+            raise WatchdogUnavailable(reason=self.trouble or "another lockspace expired, this machine is stopping")
 
     def forget(self, connection: FedConnection) -> None:
         with self._timer:

@@ -198,11 +198,7 @@ class Guardian(Watchdog):
             if self._in_force & bit
         ]
         because = f" ({self.because})" if self.because else ""
-        who = (
-            f"guardian process {self.pid} ({', '.join(extras) or 'no privileges'})"
-            if self.pid
-            else "guardian"
-        )
+        who = f"guardian process {self.pid} ({', '.join(extras) or 'no privileges'})" if self.pid else "guardian"
         return f"{who}: kills this host's users of an expired lockspace; does not reset the machine{because}"
 
     def _start(self) -> None:
@@ -241,9 +237,7 @@ class Guardian(Watchdog):
                 self._replace()
                 result = self._exchange(question)
         if result:
-            raise WatchdogUnavailable(
-                reason=f"the guardian can't guard process {question.pid}: {os.strerror(result)}"
-            )
+            raise WatchdogUnavailable(reason=f"the guardian can't guard process {question.pid}: {os.strerror(result)}")
 
     def tell(self, question: Question) -> None:
         """Send what has no reply, without waiting."""
@@ -285,9 +279,7 @@ class Guardian(Watchdog):
         while True:
             channel = self._require_channel()
             if not readable(channel, deadline):
-                raise WatchdogUnavailable(
-                    reason=f"the guardian did not answer within {self.answer_timeout} s"
-                )
+                raise WatchdogUnavailable(reason=f"the guardian did not answer within {self.answer_timeout} s")
             try:
                 data = channel.recv(far.REPLY.size)
             except OSError as error:

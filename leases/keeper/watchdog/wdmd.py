@@ -66,9 +66,7 @@ class WdmdConnection(WatchdogConnection):
         self.name = name
         self._watchdog = watchdog
         self._socket: socket.socket | None = watchdog.connect()
-        self._lock = (
-            threading.Lock()
-        )  # an expiry sent after the last 0 would arm it again and reset the machine
+        self._lock = threading.Lock()  # an expiry sent after the last 0 would arm it again and reset the machine
         self._expire: float = 0.0
 
     def arm(self, renewal_time: float, expire_time: float) -> None:
@@ -129,9 +127,7 @@ class WdmdConnection(WatchdogConnection):
         answer = self._receive()
         if answer.command == OPEN_WATCHDOG:
             if answer.fire_timeout == 0:
-                raise WatchdogUnavailable(
-                    reason=f"wdmd can't run its device with {self._watchdog.fire_timeout} s"
-                )
+                raise WatchdogUnavailable(reason=f"wdmd can't run its device with {self._watchdog.fire_timeout} s")
             answer = self._receive()
         if answer.command != STATUS:
             raise WatchdogUnavailable(reason=f"wdmd answered STATUS with command {answer.command}")
@@ -160,9 +156,7 @@ class WdmdConnection(WatchdogConnection):
         data = b""
         while len(data) < MESSAGE_SIZE:
             if not readable(self._socket, deadline):
-                raise WatchdogUnavailable(
-                    reason=f"wdmd did not answer within {self._watchdog.answer_timeout} s"
-                )
+                raise WatchdogUnavailable(reason=f"wdmd did not answer within {self._watchdog.answer_timeout} s")
             try:
                 piece = self._socket.recv(MESSAGE_SIZE - len(data))
             except OSError as error:
@@ -198,9 +192,7 @@ class WdmdWatchdog(Watchdog):
 
     def open(self, name: str) -> WdmdConnection:
         if len(name.encode()) > MAX_NAME:
-            raise WatchdogUnavailable(
-                reason=f"wdmd knows connections by at most {MAX_NAME} bytes, not {name!r}"
-            )
+            raise WatchdogUnavailable(reason=f"wdmd knows connections by at most {MAX_NAME} bytes, not {name!r}")
         return WdmdConnection(self, name)
 
     def check(self) -> None:

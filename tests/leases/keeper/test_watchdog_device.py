@@ -214,9 +214,7 @@ def test_no_one_who_calls_feed_can_feed_after_expiry(machine: Machine, watchdog:
     assert [watchdog.feed(machine.now) for _ in range(5)] == [False] * 5
 
 
-def test_disarming_the_expired_lockspace_saves_the_machine(
-    machine: Machine, watchdog: DeviceWatchdog
-) -> None:
+def test_disarming_the_expired_lockspace_saves_the_machine(machine: Machine, watchdog: DeviceWatchdog) -> None:
     _good, bad = watchdog.open("GOOD:1"), watchdog.open("BAD:1")
     bad.arm(machine.now, machine.now + TIMES.renewal_fail)
     live(machine, watchdog, TIMES.renewal_fail + 40)
@@ -237,9 +235,7 @@ def test_closing_the_last_one_right_after_its_expiry_stops_the_timer(
     assert machine.fires_at is None
 
 
-def test_the_letter_v_is_written_only_when_nothing_is_armed(
-    machine: Machine, watchdog: DeviceWatchdog
-) -> None:
+def test_the_letter_v_is_written_only_when_nothing_is_armed(machine: Machine, watchdog: DeviceWatchdog) -> None:
     first, second = watchdog.open("A:1"), watchdog.open("B:1")
     for connection in (first, second):
         connection.arm(machine.now, machine.now + TIMES.renewal_fail)
@@ -253,9 +249,7 @@ def test_the_letter_v_is_written_only_when_nothing_is_armed(
     assert machine.reset_at is not None
 
 
-def test_after_the_last_one_it_is_stopped_and_can_be_started_again(
-    machine: Machine, watchdog: DeviceWatchdog
-) -> None:
+def test_after_the_last_one_it_is_stopped_and_can_be_started_again(machine: Machine, watchdog: DeviceWatchdog) -> None:
     for _ in range(2):
         connection = watchdog.open("LS:1")
         connection.arm(machine.now, machine.now + TIMES.renewal_fail)
@@ -308,9 +302,7 @@ def test_death_leaves_it_running_and_the_next_process_does_not_feed_it(machine: 
     assert machine.reset_at is not None
 
 
-def test_a_device_that_fails_to_be_fed_is_tried_again_and_says_so(
-    machine: Machine, watchdog: DeviceWatchdog
-) -> None:
+def test_a_device_that_fails_to_be_fed_is_tried_again_and_says_so(machine: Machine, watchdog: DeviceWatchdog) -> None:
     connection = watchdog.open("LS:1")
     machine.broken.add("keepalive")
     assert watchdog.feed(machine.now) is False

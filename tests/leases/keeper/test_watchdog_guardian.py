@@ -282,9 +282,7 @@ def lose(guardian: Guardian) -> int:
 
 
 @pytest.mark.slow
-def test_a_guardian_that_died_is_noticed_by_the_next_renewal_and_replaced(
-    guardian: Guardian, run: Any
-) -> None:
+def test_a_guardian_that_died_is_noticed_by_the_next_renewal_and_replaced(guardian: Guardian, run: Any) -> None:
     holder, former = run(), run()
     connection = armed(guardian, 600)
     connection.hold(holder.pid)
@@ -305,9 +303,7 @@ def test_a_guardian_that_died_is_noticed_by_the_next_renewal_and_replaced(
 
 
 @pytest.mark.slow
-def test_a_guardian_that_died_is_replaced_by_the_next_call_that_may_wait(
-    guardian: Guardian, run: Any
-) -> None:
+def test_a_guardian_that_died_is_replaced_by_the_next_call_that_may_wait(guardian: Guardian, run: Any) -> None:
     first, second = run(), run()
     connection, disarmed = armed(guardian, 2.0, "A:1"), armed(guardian, 2.0, "B:1")
     connection.hold(first.pid)
@@ -372,9 +368,7 @@ def feeder(run: Any, holder: int, ending: str, left: float = 1.5, **options: Any
         print("guarded", flush=True)
         {ending}
     """
-    process: subprocess.Popen[bytes] = run(
-        sys.executable, "-c", textwrap.dedent(program), stdout=subprocess.PIPE
-    )
+    process: subprocess.Popen[bytes] = run(sys.executable, "-c", textwrap.dedent(program), stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"guarded\n"
     return process
 
@@ -426,8 +420,6 @@ def test_disarming_and_exiting_harms_nobody(run: Any) -> None:
 def test_what_is_in_force_can_be_read(guardian: Guardian) -> None:
     assert guardian.describe().startswith("guardian: kills this host's users")
     connection = guardian.open("LS:1")
-    assert (
-        f"guardian process {guardian.pid}" in connection.describe() and "not armed" in connection.describe()
-    )
+    assert f"guardian process {guardian.pid}" in connection.describe() and "not armed" in connection.describe()
     connection.arm(boot_time(), boot_time() + 80)
     assert "LS:1 expires in 80 s" in connection.describe()

@@ -43,9 +43,7 @@ class Device:
     def events(self) -> list[str]:
         """What was done, without the times; a run of keepalives as one."""
         words = [line.split(maxsplit=1)[1].removesuffix(" 0") for line in self.log.read_text().splitlines()]
-        return [
-            word for n, word in enumerate(words) if word != "keepalive" or words[n - 1 : n] != ["keepalive"]
-        ]
+        return [word for n, word in enumerate(words) if word != "keepalive" or words[n - 1 : n] != ["keepalive"]]
 
     def await_event(self, condition: Callable[[list[str]], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -68,9 +66,7 @@ def wdmd(device: Device) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
         f"LD_PRELOAD={device.library} exec wdmd -D -H 0 -G root -w /run/watchdog0"
     )
     environment = {**os.environ, "WATCHDOG_LOG": str(device.log)}
-    process = subprocess.Popen(
-        ["unshare", "-m", "sh", "-c", start], env=environment, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(["unshare", "-m", "sh", "-c", start], env=environment, stderr=subprocess.DEVNULL)
     path = f"/proc/{process.pid}/root/run/wdmd/wdmd.sock"
     deadline = time.monotonic() + PATIENCE
     while True:

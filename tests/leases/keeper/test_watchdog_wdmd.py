@@ -94,9 +94,7 @@ class Wdmd:
                 if message.command == OPEN_WATCHDOG and self.later:
                     self.opened = self.can_open
                     self.fire = message.fire_timeout
-                    channel.sendall(
-                        Message(OPEN_WATCHDOG, fire_timeout=self.fire if self.opened else 0).pack()
-                    )
+                    channel.sendall(Message(OPEN_WATCHDOG, fire_timeout=self.fire if self.opened else 0).pack())
         ended.set()
 
 
@@ -178,9 +176,7 @@ def test_another_fire_timeout_is_refused_and_nothing_stays_armed(wdmd: Wdmd, wat
     assert not any(TEST_LIVE in wdmd.commands(n) for n in range(len(wdmd.connections)))
 
 
-def test_a_device_that_was_not_fed_for_longer_than_it_runs_is_no_guard(
-    wdmd: Wdmd, watchdog: WdmdWatchdog
-) -> None:
+def test_a_device_that_was_not_fed_for_longer_than_it_runs_is_no_guard(wdmd: Wdmd, watchdog: WdmdWatchdog) -> None:
     wdmd.last_keepalive = lambda: max(0, int(boot_time()) - 100)
     with pytest.raises(WatchdogUnavailable, match="does not run"):
         WdmdWatchdog(60, wdmd.path, clock=lambda: boot_time() + 100).open("sanlock_LS:1").arm(10, 90)
@@ -217,17 +213,13 @@ def test_an_answer_that_breaks_off_is_not_waited_for_for_ever(wdmd: Wdmd, length
 
 
 @pytest.mark.parametrize("command", [REGISTER, STATUS])
-def test_a_wdmd_that_hangs_up_while_arming_is_refused(
-    wdmd: Wdmd, watchdog: WdmdWatchdog, command: int
-) -> None:
+def test_a_wdmd_that_hangs_up_while_arming_is_refused(wdmd: Wdmd, watchdog: WdmdWatchdog, command: int) -> None:
     wdmd.hang_up_on = command
     with pytest.raises(WatchdogUnavailable, match=r"hung up|went away"):
         watchdog.open("sanlock_LS:1").arm(10, 90)
 
 
-def test_a_wdmd_that_dies_later_is_noticed_by_the_next_renewal_but_one(
-    wdmd: Wdmd, watchdog: WdmdWatchdog
-) -> None:
+def test_a_wdmd_that_dies_later_is_noticed_by_the_next_renewal_but_one(wdmd: Wdmd, watchdog: WdmdWatchdog) -> None:
     wdmd.hang_up_on = TEST_LIVE
     connection = watchdog.open("sanlock_LS:1")
     connection.arm(10, 90)
