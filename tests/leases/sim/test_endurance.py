@@ -38,8 +38,8 @@ def test_thousands_of_hours_with_all_faults_break_no_rule(capsys):
                 failed.append((replace(setup, seed=result.seed), result.failure))
     with capsys.disabled():
         print(
-            f"\nsimulated {totals.hours:.0f} cluster-hours, {totals.operations} lease operations, {totals.grants} grants,"
-            f" {totals.rate:.0f} operations a second on one core: {totals.violations} violations"
+            f"\nsimulated {totals.hours:.0f} cluster-hours, {totals.operations} lease operations,"
+            f" {totals.grants} grants, {totals.rate:.0f} operations a second on one core: {totals.violations} violations"
         )
     assert not failed, failed
     if HOURS >= 2000:
