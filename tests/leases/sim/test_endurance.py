@@ -39,7 +39,8 @@ def test_thousands_of_hours_with_all_faults_break_no_rule(capsys):
     with capsys.disabled():
         print(
             f"\nsimulated {totals.hours:.0f} cluster-hours, {totals.operations} lease operations,"
-            f" {totals.grants} grants, {totals.rate:.0f} operations a second on one core: {totals.violations} violations"
+            f" {totals.grants} grants, {totals.rate:.0f} operations a second on one core:"
+            f" {totals.violations} violations"
         )
     assert not failed, failed
     if HOURS >= 2000:
