@@ -424,7 +424,7 @@ def test_a_daemon_without_locks_leaves_nobody_behind(machine: Machine) -> None:
 
 
 def test_an_idle_daemon_ends_by_itself(machine: Machine, image: Path) -> None:
-    daemon = machine.start_virtlockd(OURS, "--timeout", "0.5")
+    daemon = machine.start_virtlockd(OURS, "--timeout", "4")
     with Guest(daemon.socket) as guest:
         assert acquire(daemon, guest.pid) == 0
         guest.kill()
