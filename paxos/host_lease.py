@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from paxos.errors import (
     Aborted,
+    BadRecord,
     DiskError,
     HostIdBusy,
     HostIdInvalid,
@@ -146,6 +147,10 @@ def acquire(
     if again != found:
         # It changes right now, or one of the reads went astray: what the next record builds on must be certain.
         raise HostIdBusy(host_id=host_id, lockspace=area.name, owner_name=again.resource_name)
+    if found.owner_id not in (0, host_id):
+        # Another host's record that went astray. Which generation it covers nobody knows: none may be given out again.
+        place = Place(area.place.disk, area.place.at(area.geometry.delta_offset(host_id)))
+        raise BadRecord(place=place, record=f"host lease (it is of host {found.owner_id})")
     other = Timing(judging_io_timeout(found.io_timeout, timing.io_timeout), timing.fire_timeout)
     if not found.free and not _is_our_last(found, owner_name, (yield from now()), other):
         found, sector = yield from _wait_for_death(area, host_id, found, timing, other, progress)

@@ -150,7 +150,8 @@ def convert_to_shared(member: Member, held: Held, lvb: bytes | None = None) -> S
     if lvb is not None:
         yield from write_lvb(held.lease, lvb, member.timing.io_timeout)
     block = held.block.changed(flags=RELEASED, mode_flags=SHARED, mode_generation=held.generation)
-    yield from _rewrite_block(member, held, block)
+    sector = held.sector.ljust(held.lease.geometry.sector_size, b"\0")
+    yield from _write_mark(member, held.lease, block, sector)
     yield from free_leader(member, held.lease, held.leader)
     return replace(held, shared=True, block=block)
 
@@ -212,7 +213,7 @@ def _mark_shared(member: Member, won: Won) -> Steps[Held]:
     """
     chosen = won.chosen
     block = chosen.block.changed(flags=RELEASED, mode_flags=SHARED, mode_generation=member.generation)
-    yield from write_block(won.lease, member.host_id, block, chosen.sector, member.timing.io_timeout)
+    yield from _write_mark(member, won.lease, block, chosen.sector)
     try:
         yield from free_leader(member, won.lease, won.leader)
     except ReleaseOwner:
@@ -220,6 +221,14 @@ def _mark_shared(member: Member, won: Won) -> Steps[Held]:
         yield from write_block(won.lease, member.host_id, unmarked, chosen.sector, member.timing.io_timeout)
         raise
     return _held(member, won, shared=True, block=block)
+
+
+def _write_mark(member: Member, lease: LeaseArea, block: Block, sector: bytes) -> Steps[None]:
+    """Write our block with our mark, and look whether it is there: nothing else will say that we hold the lease."""
+    yield from write_block(lease, member.host_id, block, sector, member.timing.io_timeout)
+    seen, _ = yield from read_block(lease, member.host_id, member.timing.io_timeout)
+    if seen != block:
+        raise BallotReadFailed(resource=lease.name, cause="the disk does not show the shared mark of this host")
 
 
 def _clear_shared_holders(member: Member, won: Won, give_back: Callable[[], Steps[None]]) -> Steps[None]:

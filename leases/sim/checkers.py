@@ -200,7 +200,11 @@ class Judge:
 
 
 class OneOwner:
-    """At most one exclusive holder, and never a shared one beside it."""
+    """At most one exclusive holder, and never a shared one beside it.
+
+    A holder whose machine stood still with its clock, and has not renewed since, does not count once others got the
+    lease: it can't know, and they can't (docs/safety.md).
+    """
 
     def __init__(self, blame: Blame | None = None) -> None:
         self._blame = blame or Blame()
@@ -213,11 +217,14 @@ class OneOwner:
         for other in others:
             if _uncounted(holding, other):
                 continue
+            if other.machine.watchdog.misled_by_clock:
+                other.doubled = True
+                continue
             reference = False
             if self._blame.lost_its_mark(other):
                 reference = other.doubled = True
             elif self._blame.lost_its_mark(holding) or self._blame.believed_astray(holding, other):
-                reference = holding.doubled = True
+                reference = holding.doubled = other.doubled = True
             elif self._blame.among_references(holding, other):
                 reference = holding.doubled = other.doubled = True
             raise Violation("one owner", f"{holding} was granted while {other} is held", reference=reference)
@@ -234,7 +241,11 @@ def _uncounted(one: Holding, other: Holding) -> bool:
 
 
 class WatchdogFirst:
-    """No grant before the watchdog of an owner that did not release has had to fire."""
+    """No grant before the watchdog of an owner that did not release has had to fire.
+
+    Where the owner's clock stood still with its machine nobody else can know how long its watchdog will be fed: such a
+    host looks at its leases itself when it wakes (docs/safety.md), and only the rule of one owner is asked for.
+    """
 
     def __init__(self, blame: Blame | None = None) -> None:
         self._blame = blame or Blame()
@@ -247,6 +258,8 @@ class WatchdogFirst:
             machine = other.machine
             if machine is holding.machine or machine.boots != other.boots or _uncounted(holding, other):
                 del owed[other]
+            elif machine.watchdog.misled_by_clock:
+                continue
             elif machine.world.now < machine.watchdog.deadline:
                 if holding.exclusive or other.exclusive:
                     early = other

@@ -312,10 +312,15 @@ class Path:
         self.world.after(between(random, 0.001, step.timeout * 0.98), answer, io)
 
     def _misdirected(self, io: InFlight, random: Random) -> None:
-        """It hits the neighbouring sector, or the same one of another area, and says it went well."""
+        """It hits the neighbouring sector, or the same one of another area, and says it went well.
+
+        Never a block of the same host in another lease: no block says to which lease it belongs (docs/safety.md).
+        """
         step = io.step
         length, size = _length(step), len(self.disk.bytes)
-        shifts = [-self.disk.sector_size, self.disk.sector_size, -(1 << 20), 1 << 20]
+        shifts = [-self.disk.sector_size, self.disk.sector_size]
+        if type(step) is Read or self._first_of_area(step.offset):
+            shifts += [-(1 << 20), 1 << 20]
         fitting = [shift for shift in shifts if step.offset + shift >= 0 and step.offset + shift + length <= size]
         if not fitting:
             self._slow(io, random)
@@ -331,6 +336,9 @@ class Path:
             self._answer(io)
 
         self.world.after(self._latency(), hit, io)
+
+    def _first_of_area(self, offset: int) -> bool:
+        return offset % (1 << 20) < 2 * self.disk.sector_size
 
     def _stale(self, io: InFlight, random: Random) -> None:
         step = io.step

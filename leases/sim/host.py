@@ -422,10 +422,13 @@ class Daemon:
             return None
         self.judge.letting_go(holding)
         self.judge.released(holding)
-        return after, self._granted(client, number, after)
+        return after, self._granted(client, number, after, before=holding)
 
-    def _granted(self, client: Process, number: int, held: Held) -> Holding:
+    def _granted(self, client: Process, number: int, held: Held, before: Holding | None = None) -> Holding:
+        """`before`: what it was converted from."""
         holding = Holding(number, not held.shared, client, held.host_id, held.generation, held.lver)
+        if before is not None:
+            holding.exposed, holding.doubled = before.exposed, before.doubled
         self._note(client.name, "G", number, holding)
         self.holds[number] = (held, holding)
         if client.alive:

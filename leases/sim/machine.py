@@ -276,6 +276,8 @@ class Watchdog:
         self.fire = fire
         self.margin = margin
         self.armed = False
+        #: the host's clock stood still since it was last told a time: the machine is reset later than others can know
+        self.misled_by_clock = False
         self._draw_early = draw_early
         self._early = 0.0
         #: true time of the last feeding as far as is known now; it may lie in the future
@@ -295,6 +297,7 @@ class Watchdog:
             return
         world.note(self.machine.number, "watchdog", "F", 0, f"until {expire:.3f}")
         self.armed = True
+        self.misled_by_clock = False
         self._expire = expire
         self._early = self._draw_early()
         self._feed_on()
@@ -399,6 +402,7 @@ class Machine:
         self.world.note(self.number, "machine", "p", 0, "clock stands still" if clock_still else "")
         if clock_still:
             self.clock.stand_still(self.world.now)
+            self.watchdog.misled_by_clock = True
         self.watchdog.stand_still()
         for process in self.processes:
             process.pause()

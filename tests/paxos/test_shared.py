@@ -67,13 +67,13 @@ def to_shared(host: Host, held: Held, lvb: bytes | None = None) -> Held:
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_sharing_is_owning_the_leader_marking_and_freeing_it(geometry: Geometry) -> None:
-    """10.4: "the six of EX; W (h+1)*512+512; R 0+512; W 0+512"."""
+    """10.4: "the six of EX; W (h+1)*512+512; R 0+512; W 0+512"; ours looks whether the mark is there."""
     cluster = Cluster(geometry)
     host = cluster.join(3)
     cluster.world.io.clear()
     host.acquire(cluster.lease, SHARE)
     place = Place(cluster)
-    marking = [place.block("W", 3), place.leader("R"), place.leader("W")]
+    marking = [place.block("W", 3), place.block("R", 3), place.leader("R"), place.leader("W")]
     assert cluster.world.io == place.six_of_exclusive(3) + marking
 
 
@@ -103,14 +103,14 @@ def test_converting_to_exclusive_takes_the_mark_away_last(geometry: Geometry) ->
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_converting_to_shared_marks_before_it_frees_the_leader(geometry: Geometry) -> None:
-    """10.4: "W (h+1)*512+512; R 0+512; W 0+512"."""
+    """10.4: "W (h+1)*512+512; R 0+512; W 0+512"; ours looks whether the mark is there."""
     cluster = Cluster(geometry)
     host = cluster.join(3)
     held = host.acquire(cluster.lease)
     cluster.world.io.clear()
     to_shared(host, held)
     place = Place(cluster)
-    assert cluster.world.io == [place.block("W", 3), place.leader("R"), place.leader("W")]
+    assert cluster.world.io == [place.block("W", 3), place.block("R", 3), place.leader("R"), place.leader("W")]
 
 
 def io_on_lease(cluster: Cluster) -> list[tuple[str, int, int]]:
