@@ -82,6 +82,15 @@ class Blame:
     def laid_out(self, area: int) -> None:
         self._decided.pop(area, None)
 
+    def explains(self, newcomer: Holding, holder: Holding) -> bool:
+        """Whether hosts of the reference alone brought it about that `newcomer` got the lease beside `holder`."""
+        return (
+            self.lost_its_mark(holder)
+            or self.lost_its_mark(newcomer)
+            or self.believed_astray(newcomer, holder)
+            or self.among_references(newcomer, holder)
+        )
+
     def among_references(self, one: Holding, other: Holding) -> bool:
         """Whether two holders are both of the reference, and nobody else's late write came between their grants."""
         since = min(one.since, other.since)

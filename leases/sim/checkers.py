@@ -220,13 +220,10 @@ class OneOwner:
             if other.machine.watchdog.misled_by_clock:
                 other.doubled = True
                 continue
-            reference = False
-            if self._blame.lost_its_mark(other):
-                reference = other.doubled = True
-            elif self._blame.lost_its_mark(holding) or self._blame.believed_astray(holding, other):
-                reference = holding.doubled = other.doubled = True
-            elif self._blame.among_references(holding, other):
-                reference = holding.doubled = other.doubled = True
+            reference = self._blame.explains(holding, other)
+            if reference:
+                other.doubled = True
+                holding.doubled = not self._blame.lost_its_mark(other)
             raise Violation("one owner", f"{holding} was granted while {other} is held", reference=reference)
 
     def letting_go(self, holding: Holding) -> None:
@@ -271,10 +268,7 @@ class WatchdogFirst:
             raise Violation(
                 "watchdog first",
                 f"{holding} was granted {left:.1f} s before the watchdog over {early} has to fire",
-                reference=self._blame.lost_its_mark(early)
-                or self._blame.lost_its_mark(holding)
-                or self._blame.believed_astray(holding, early)
-                or self._blame.among_references(holding, early),
+                reference=self._blame.explains(holding, early),
             )
 
     def released(self, holding: Holding) -> None:
