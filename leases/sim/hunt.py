@@ -1,20 +1,33 @@
 """Hunting mutants: which seed finds each deliberate bug, and how fast. A bug that survives is a hole in the checkers.
 
 `hunt` plants one mutant and runs its ground seed after seed until something breaks; `all_hunts` does so for each of a
-list, and `table` makes text of what came of it. The same seeds without a mutant must break nothing: `clean`.
+list, and `report` tells what came of it. The same seeds without a mutant must break nothing: `clean`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from leases.sim.mutants import Mutant, ballots, hosts, owners, planted
 from leases.sim.mutants.grounds import GROUNDS
 from paxos.errors import InvalidUse
 
 MUTANTS: tuple[Mutant, ...] = (*ballots.MUTANTS, *owners.MUTANTS, *hosts.MUTANTS)
+_TWO, _SHARING = "two hosts, every order", "a sharer and another, every order"
+_EVERY_ORDER = {
+    "skip-second-read": _TWO,
+    "skip-first-read": _TWO,
+    "forget-accepted-value": _TWO,
+    "chosen-for-another-is-ours": _TWO,
+    "same-generation-taken-for-a-new-one": _TWO,
+    "nobody-is-asked": _TWO,
+    "commit-ourselves": _SHARING,
+    "outvoted-in-phase-2": _SHARING,
+}
+#: those that exploring every order of the steps of two hosts finds as well, without any seed
+EXPLORED = tuple(replace(mutant, ground=_EVERY_ORDER[mutant.name]) for mutant in MUTANTS if mutant.name in _EVERY_ORDER)
 #: seeds tried before a mutant counts as a survivor
 MANY = range(1, 201)
 
@@ -30,12 +43,12 @@ class Kill:
 
 
 def named(names: Iterable[str]) -> tuple[Mutant, ...]:
-    """The mutants of these names, in the order of the table; all if there are none. Raises InvalidUse."""
+    """The mutants of these names with each of their grounds; all if there are none. Raises InvalidUse."""
     wanted = set(names)
     unknown = wanted - {mutant.name for mutant in MUTANTS}
     if unknown:
         raise InvalidUse(reason=f"no mutant is called {', '.join(sorted(unknown))}")
-    return tuple(mutant for mutant in MUTANTS if not wanted or mutant.name in wanted)
+    return tuple(mutant for mutant in (*MUTANTS, *EXPLORED) if not wanted or mutant.name in wanted)
 
 
 def hunt(mutant: Mutant, seeds: Iterable[int] = MANY) -> Kill | None:
@@ -73,15 +86,16 @@ def all_hunts(mutants: Iterable[Mutant], seeds: Iterable[int] = MANY) -> Iterato
         yield mutant, hunt(mutant, seeds)
 
 
-def table(mutants: Iterable[Mutant], seeds: Iterable[int] = MANY) -> Iterator[str]:
-    """What `leasehold sim --mutants` prints: a line for each hunt, and one about all."""
+def report(mutants: Iterable[Mutant], tell: Callable[[str], object], seeds: Iterable[int] = MANY) -> int:
+    """What `leasehold sim --mutants` does: tell a line about each hunt and one about all; returns the survivors."""
     killed = total = 0
-    yield f"{'mutant':34} {'ground':34} {'seed':>4} {'s':>5}  what it broke"
+    tell(f"{'mutant':34} {'ground':34} {'seed':>4} {'s':>5}  what it broke")
     for mutant, kill in all_hunts(mutants, seeds):
         total += 1
         killed += kill is not None
         if kill is None:
-            yield f"{mutant.name:34} {mutant.ground:34} SURVIVES: {mutant.what}"
+            tell(f"{mutant.name:34} {mutant.ground:34} SURVIVES: {mutant.what}")
         else:
-            yield f"{mutant.name:34} {mutant.ground:34} {kill.seed:4} {kill.seconds:5.1f}  {kill.what}"
-    yield f"{killed} of {total} mutants killed"
+            tell(f"{mutant.name:34} {mutant.ground:34} {kill.seed:4} {kill.seconds:5.1f}  {kill.what}")
+    tell(f"{killed} of {total} mutants killed")
+    return total - killed

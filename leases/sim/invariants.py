@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def invariants(layout: Layout) -> list[Any]:
-    """Every one of them, fresh; they hold in every cluster, whatever goes wrong."""
+    """Every one of them, fresh. They hold whatever goes wrong, but for I/O that goes astray or shows an old state."""
     return [DeadFirst(layout), NeverWiped(layout), HolderShows(layout)]
 
 

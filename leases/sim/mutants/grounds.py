@@ -71,7 +71,7 @@ class Explored:
     """Every interleaving of a small configuration."""
 
     make: Callable[[], Explorer]
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = field(default_factory=lambda: Limits(max_states=40_000))
     seeded: bool = False
 
     def hunt(self, seed: int) -> str | None:
@@ -134,8 +134,9 @@ def _lost_is_lost(layout: Layout) -> list[Any]:
 
 
 GROUNDS: dict[str, Ground] = {
-    "shared and exclusive": Explored(
-        lambda: small.explorer(2, [small.user(1, 2, shared=True), small.user(2, 2)]), Limits(max_states=40_000)
+    "two hosts, every order": Explored(lambda: small.explorer(2, [small.user(1, 2), small.user(2, 2)])),
+    "a sharer and another, every order": Explored(
+        lambda: small.explorer(2, [small.user(1, 2, shared=True), small.user(2, 2)])
     ),
     "contention": Simulated(_setup(3, 1, _BUSY, _JITTER)),
     "slow contention, watched": Simulated(

@@ -5,7 +5,12 @@ from __future__ import annotations
 from leases.sim.mutants import Edit, Mutant
 
 _MARK = """\
+    block = block.changed(mode_flags=SHARED, mode_generation=member.generation)
     yield from write_block(won.lease, member.host_id, block, chosen.sector, member.timing.io_timeout)
+"""
+_CONVERT = """\
+    block = block.changed(mode_flags=SHARED, mode_generation=held.generation)
+    yield from _rewrite_block(member, held, block)
 """
 
 MUTANTS = (
@@ -181,8 +186,10 @@ MUTANTS = (
         "a shared holder sets its mark only after it has freed the leader",
         "an exclusive acquirer gets in between",
         (
-            Edit("paxos.resource:_mark_shared", _MARK, ""),
-            Edit("paxos.resource:_mark_shared", "    return _held(", _MARK + "    return _held("),
+            Edit(
+                "paxos.resource:_mark_shared", "mode_flags=SHARED, mode_generation=member.generation)", "mode_flags=0)"
+            ),
+            Edit("paxos.resource:_mark_shared", "    return _held(", f"{_MARK}    return _held("),
         ),
         "sharing",
     ),
@@ -191,12 +198,12 @@ MUTANTS = (
         "an exclusive holder that goes shared frees the leader before it sets its mark",
         "an exclusive acquirer gets in between",
         (
-            Edit("paxos.resource:convert_to_shared", "    yield from _rewrite_block(member, held, block)\n", ""),
             Edit(
                 "paxos.resource:convert_to_shared",
-                "    return replace(",
-                "    yield from _rewrite_block(member, held, block)\n    return replace(",
+                "flags=RELEASED, mode_flags=SHARED, mode_generation=held.generation)",
+                "flags=RELEASED)",
             ),
+            Edit("paxos.resource:convert_to_shared", "    return replace(", f"{_CONVERT}    return replace("),
         ),
         "sharing",
         seed=2,

@@ -34,6 +34,12 @@ def test_the_mutant_is_killed(mutant):
     assert kill is not None, f"{mutant.what}, and nobody noticed"
 
 
+@pytest.mark.parametrize("mutant", hunt.EXPLORED, ids=lambda mutant: mutant.name)
+def test_the_mutant_is_found_by_exploring_every_order_as_well(mutant):
+    kill = hunt.hunt(mutant)
+    assert kill is not None and "while host" in kill.what
+
+
 @pytest.mark.parametrize("ground", SEEDS_BY_GROUND)
 def test_without_a_mutant_nothing_is_broken_by_the_same_seeds(ground):
     assert hunt.clean(ground, sorted(SEEDS_BY_GROUND[ground])) is None
@@ -67,14 +73,15 @@ def test_a_mutant_that_does_not_fit_the_code_is_an_error():
 
 def test_a_survivor_is_told():
     assert hunt.hunt(HARMLESS) is None
-    lines = list(hunt.table([HARMLESS, hunt.named(["released-ignored"])[0]]))
+    lines: list[str] = []
+    assert hunt.report([HARMLESS, hunt.named(["released-ignored"])[0]], lines.append) == 1
     assert "SURVIVES: the same in other words" in lines[1]
     assert "host 2 was refused" in lines[2]
     assert lines[-1] == "1 of 2 mutants killed"
 
 
 def test_mutants_are_asked_for_by_name():
-    assert [mutant.name for mutant in hunt.named(["skip-second-read"])] == ["skip-second-read"]
-    assert hunt.named([]) == hunt.MUTANTS
+    assert [mutant.name for mutant in hunt.named(["already-mine"])] == ["already-mine"]
+    assert hunt.named([]) == (*hunt.MUTANTS, *hunt.EXPLORED)
     with pytest.raises(InvalidUse, match="no mutant is called nobody"):
         hunt.named(["nobody"])
