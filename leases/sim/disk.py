@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from leases.sim.faults import Plan, between
 from leases.sim.world import World
 from paxos.errors import DiskError, ShortIO
+from paxos.geometry import MIB
 from paxos.steps import Pending, Read, Write
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: a path's good latency, seconds: never less than the first, on average by the second more
 LATENCY_S = (0.0004, 0.0008)
+#: how long (true seconds) the fabric may keep a write, other than a leader's, of a machine that was reset
+AFTER_RESET_S = 100.0
 #: moments of a second: what is asked for within one by one host counts as at the same time
 MOMENTS = 100_000
 _64_BITS = (1 << 64) - 1
@@ -29,7 +32,7 @@ _64_BITS = (1 << 64) - 1
 class InFlight(Pending):
     """One I/O on its way. Once `ended`, `value` or `error` is its result."""
 
-    __slots__ = ("due", "ended", "error", "overdue", "path", "task", "value")
+    __slots__ = ("boots", "due", "ended", "error", "overdue", "path", "task", "value")
     step: Read | Write
 
     def __init__(self, step: Read | Write, path: Path, task: Task) -> None:
@@ -43,6 +46,8 @@ class InFlight(Pending):
         self.overdue = False
         #: host time at which its task gives up waiting
         self.due = 0.0
+        #: the boot of its machine
+        self.boots = task.machine.boots
 
     @property
     def late(self) -> bool:
@@ -105,6 +110,8 @@ class Path:
         self._salt = self.random.getrandbits(64)
         self._fault_below = int(plan.io_rate * (1 << 24))
         self._flying: dict[InFlight, None] = {}
+        #: what the fabric still has from before the machine was reset, leaders excepted
+        self._of_last_boot: list[InFlight] = []
         machine.paths[disk.name] = self
 
     # --- the good days ---
@@ -153,7 +160,8 @@ class Path:
         if io in self._flying or not self.plan.faults.late or self.plan.quiet or self.random.random() > 0.2:
             return False
         self._flying[io] = None
-        self.world.after(between(self.random, 0.01, self.plan.faults.late_s), self._pass, io)
+        longest = self.plan.faults.late_s if io.boots == self.machine.boots or _is_leader(io) else AFTER_RESET_S
+        self.world.after(between(self.random, 0.01, longest), self._pass, io)
         return True
 
     def _land(self, io: InFlight) -> None:
@@ -212,11 +220,29 @@ class Path:
         self.world.note(self.machine.number, "path", "!", 0, f"outage until {self.down_until:.3f}")
 
     def machine_reset(self) -> None:
-        """The machine is gone. What it had sent may be in the fabric, or lost with it."""
+        """The machine is gone. What it had sent may be in the fabric, or lost with it.
+
+        A leader may land at any time; the writes that the next instance's safety rests on are delivered or dropped
+        within `AFTER_RESET_S`, and at the latest when the machine is back (docs/safety.md, A5).
+        """
         flying, self._flying = self._flying, {}
         for io in flying:
             if self.random.random() < 0.3:
                 io.ended = True  # never reached the wire
+            elif not _is_leader(io):
+                self._of_last_boot.append(io)
+                self.world.after(self.random.uniform(0.01, AFTER_RESET_S), self._end_of_last_boot, io)
+
+    def machine_booted(self) -> None:
+        late, self._of_last_boot = self._of_last_boot, []
+        for io in late:
+            self._end_of_last_boot(io)
+
+    def _end_of_last_boot(self, io: InFlight) -> None:
+        if not io.ended:
+            if self.random.random() < 0.5:
+                self._land(io)
+            io.ended = True
 
     def _stuck(self, io: InFlight) -> None:
         """The path is down. When it is back the I/O goes through, or has been given up by the path."""
@@ -319,8 +345,8 @@ class Path:
         step = io.step
         length, size = _length(step), len(self.disk.bytes)
         shifts = [-self.disk.sector_size, self.disk.sector_size]
-        if type(step) is Read or self._first_of_area(step.offset):
-            shifts += [-(1 << 20), 1 << 20]
+        if type(step) is Read or step.offset % MIB < 2 * self.disk.sector_size:
+            shifts += [-MIB, MIB]
         fitting = [shift for shift in shifts if step.offset + shift >= 0 and step.offset + shift + length <= size]
         if not fitting:
             self._slow(io, random)
@@ -336,9 +362,6 @@ class Path:
             self._answer(io)
 
         self.world.after(self._latency(), hit, io)
-
-    def _first_of_area(self, offset: int) -> bool:
-        return offset % (1 << 20) < 2 * self.disk.sector_size
 
     def _stale(self, io: InFlight, random: Random) -> None:
         step = io.step
@@ -367,6 +390,11 @@ _FAULTS = {
     "misdirected": Path._misdirected,
     "stale": Path._stale,
 }
+
+
+def _is_leader(io: InFlight) -> bool:
+    """Whether it goes to the first sector of a lease's area; the lockspace's area is the disk's first."""
+    return io.step.offset > 0 and io.step.offset % MIB == 0
 
 
 def _length(step: Read | Write) -> int:

@@ -374,6 +374,8 @@ class Machine:
         self.clock = HostClock(self.world.now, 5.0 + self.random.random() * 20.0, self.rate)
         self.watchdog = Watchdog(self, self.fire, self.margin, self._draw_early)
         self.world.note(self.number, "machine", "^")
+        for path in self.paths.values():
+            path.machine_booted()
         if self.on_boot is not None:
             self.on_boot(self)
 
