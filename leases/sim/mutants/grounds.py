@@ -179,6 +179,7 @@ GROUNDS: dict[str, Ground] = {
     "two that join at once": Story(stories.two_that_join_at_once),
     "a competitor that gave up": Story(stories.a_competitor_that_gave_up),
     "an old path in a ballot": Story(stories.an_old_path_in_a_ballot),
+    "a mark that went astray": Story(stories.a_mark_that_went_astray),
     "an old record of the owner": Story(stories.an_old_record_of_the_owner),
     "the ladder": Story(ladder.whole_ladder),
     "an engine and a slow disk": Story(buffers.a_late_write_keeps_its_bytes),

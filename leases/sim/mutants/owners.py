@@ -194,6 +194,13 @@ MUTANTS = (
         "sharing",
     ),
     Mutant(
+        "mark-not-looked-at",
+        "a shared holder does not look whether its mark is on the disk",
+        "nobody sees that it holds the lease",
+        (Edit("paxos.resource:_write_mark", "if seen != block:", "if False:"),),
+        "a mark that went astray",
+    ),
+    Mutant(
         "converted-after-the-leader-is-free",
         "an exclusive holder that goes shared frees the leader before it sets its mark",
         "an exclusive acquirer gets in between",

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from leases.cli.main import main
 from leases.sim import hunt
 from leases.sim.mutants import Edit, Mutant, planted
 from leases.sim.mutants.grounds import GROUNDS
@@ -85,3 +86,8 @@ def test_mutants_are_asked_for_by_name():
     assert hunt.named([]) == (*hunt.MUTANTS, *hunt.EXPLORED)
     with pytest.raises(InvalidUse, match="no mutant is called nobody"):
         hunt.named(["nobody"])
+
+
+def test_the_command_hunts_them(capsys):
+    assert main(["sim", "--mutants", "released-ignored"]) == 0
+    assert "1 of 1 mutants killed" in capsys.readouterr().out
