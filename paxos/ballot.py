@@ -21,6 +21,7 @@ else it shows an older state of the disk. Two things the reference does are not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from paxos.area import blocks
@@ -82,8 +83,9 @@ class Chosen:
     seen: tuple[dict[int, Block], dict[int, Block]]
 
 
-def decide(ballot: Ballot, own_sector: bytes) -> Steps[Chosen]:
-    """Run both phases. `own_sector` is the host's block sector as it lies on the disk.
+def decide(ballot: Ballot, own_sector: bytes, wrote: Callable[[Block], object]) -> Steps[Chosen]:
+    """Run both phases. `own_sector` is the host's block sector as it lies on the disk; `wrote` is told of each block
+    that was written.
 
     Raises BallotLost, BallotReadFailed, BallotWriteFailed, BlockChecksumError.
     """
@@ -100,13 +102,13 @@ def decide(ballot: Ballot, own_sector: bytes) -> Steps[Chosen]:
         mode_flags=own.mode_flags if ballot.keep_mark else 0,
         mode_generation=own.mode_generation if ballot.keep_mark else 0,
     )
-    first = yield from _write_and_read(ballot, block, own_sector, phase=1)
+    first = yield from _write_and_read(ballot, block, own_sector, wrote, phase=1)
     _give_up_if_lost(ballot, first, block.into(own_sector))
 
     votes = [b for b in (*first.values(), block) if b.lver == ballot.lver and b.accepted]
     value = max(votes, key=lambda b: b.bal).value if votes else ballot.value
     block = block.changed(bal=ballot.mbal, inp=value[0], inp2=value[1], inp3=value[2])
-    second = yield from _write_and_read(ballot, block, own_sector, phase=2)
+    second = yield from _write_and_read(ballot, block, own_sector, wrote, phase=2)
     sector = block.into(own_sector)
     _give_up_if_lost(ballot, second, sector)
     return Chosen(
@@ -118,13 +120,16 @@ def decide(ballot: Ballot, own_sector: bytes) -> Steps[Chosen]:
     )
 
 
-def _write_and_read(ballot: Ballot, block: Block, own_sector: bytes, phase: int) -> Steps[dict[int, Block]]:
+def _write_and_read(
+    ballot: Ballot, block: Block, own_sector: bytes, wrote: Callable[[Block], object], phase: int
+) -> Steps[dict[int, Block]]:
     """Write the own block, then read everybody's; returns the others' used blocks by host id."""
     lease, host_id = ballot.lease, ballot.host_id
     try:
         yield from write_block(lease, host_id, block, own_sector, ballot.timeout)
     except DiskError as cause:
         raise BallotWriteFailed(resource=lease.name, phase=phase, cause=cause) from cause
+    wrote(block)
     try:
         length = lease.geometry.ballot_length(ballot.num_hosts)
         view = yield from read(lease.place.disk, lease.place.offset, length, ballot.timeout)

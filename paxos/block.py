@@ -67,6 +67,11 @@ class Block:
         return self.unused or self.checksum == self.computed_checksum
 
     @property
+    def progress(self) -> tuple[int, int]:
+        """Grows with each step that its host takes in ballots, so of two views of a block the larger is the later."""
+        return self.mbal, self.bal
+
+    @property
     def released(self) -> bool:
         return bool(self.flags & RELEASED)
 

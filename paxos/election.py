@@ -69,7 +69,7 @@ def own_leader(member: Member, lease: LeaseArea, want: Want, keep_mark: bool) ->
             scene = yield from survey(lease, member.host_id, member.timing.io_timeout)
             lease = scene.lease
             own_block = lease.sector_place(lease.geometry.block_offset(member.host_id))
-            member.check_fresh(lease.place, own_block, scene.own_mbal(member.host_id))
+            member.check_fresh(lease.place, own_block, scene.own_block(member.host_id))
             _check_wanted(scene, want)
             unchanged = True
             for claim in claims(scene, member):
@@ -186,15 +186,13 @@ def _decide(member: Member, scene: Scene, race: _Race, keep_mark: bool) -> Steps
         value = (*me, int(started))
         ballot = Ballot(lease, member.host_id, race.lver, mbal, value, scene.num_hosts, keep_mark, timeout)
         try:
-            chosen = yield from decide(ballot, race.sector)
+            chosen = yield from decide(ballot, race.sector, lambda block: member.wrote(lease.place, block))
         except BallotLost as lost:
-            member.ballots[lease.place] = Block.unpack(lost.sector)
             race.sector, race.max_mbal, race.contested = lost.sector, max(lost.mbal, mbal), True
             yield from _give_way(member, lease, race.leader, (yield from now()) - started, attempt)
             if lost.newer:
                 return None
         else:
-            member.ballots[lease.place] = chosen.block
             race.sector = chosen.sector
             race.contested |= any(_took_part(seen_blocks, race.lver, race.erased) for seen_blocks in chosen.seen)
             return chosen

@@ -53,8 +53,8 @@ class Scene:
     def max_mbal(self) -> int:
         return max((block.mbal for block in self.blocks.values()), default=0)
 
-    def own_mbal(self, host_id: int) -> int:
-        return self.blocks.get(host_id, EMPTY_BLOCK).mbal
+    def own_block(self, host_id: int) -> Block:
+        return self.blocks.get(host_id, EMPTY_BLOCK)
 
     @property
     def top_lver(self) -> int:

@@ -210,15 +210,19 @@ class Member:
     #: the own block as this host instance's last ballot left it, by lease: no read may show less (`check_fresh`)
     ballots: dict[Place, Block] = field(default_factory=dict, compare=False)
 
-    def check_fresh(self, lease: Place, block: Place, mbal: int) -> None:
-        """Raise StaleRead if a read of our own block, which only we write, shows an earlier ballot than our last.
+    def wrote(self, lease: Place, block: Block) -> None:
+        """Note what a ballot wrote into our own block."""
+        self.ballots[lease] = block
+
+    def check_fresh(self, lease: Place, place: Place, block: Block) -> None:
+        """Raise StaleRead if a read of our own block, which only we write, shows an earlier one than our last ballot's.
 
         An empty one is believed when it is seen again: a host that took us for dead clears our shared mark so. Any
         other is put right by settling.
         """
-        written = self.ballots[lease].mbal if lease in self.ballots else 0
-        if mbal >= written:
+        written = self.ballots.get(lease, block)
+        if block.progress >= written.progress:
             return
-        if mbal == 0:
+        if block.mbal == 0:
             del self.ballots[lease]
-        raise StaleRead(operation="read", disk=block.disk, offset=block.offset, found=mbal, written=written)
+        raise StaleRead(operation="read", disk=place.disk, offset=place.offset, found=block.mbal, written=written.mbal)

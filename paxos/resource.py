@@ -167,7 +167,8 @@ def release(member: Member, held: Held, lvb: bytes | None = None, new_name: byte
     if held.shared:
         # A conversion that was refused has left the values of its ballots in the block: they must stay.
         block, sector = yield from read_block(held.lease, member.host_id, member.timing.io_timeout)
-        if not block.checksum_ok or block.mbal < held.block.mbal:
+        last = member.ballots.get(held.lease.place, held.block)
+        if not block.checksum_ok or block.progress < max(last.progress, held.block.progress):
             raise BallotReadFailed(resource=held.lease.name, cause="the disk shows an older block of this host")
         released = block.changed(flags=RELEASED, mode_flags=0, mode_generation=0)
         yield from write_block(held.lease, member.host_id, released, sector, member.timing.io_timeout)

@@ -77,8 +77,8 @@ def _retract(member: Member, lease: LeaseArea, keep: Held | None) -> Steps[None]
     """
     block, sector = yield from read_block(lease, member.host_id, member.timing.io_timeout)
     last = member.ballots.get(lease.place, block)
-    if not 0 < block.mbal < last.mbal:
-        member.check_fresh(lease.place, lease.sector_place(lease.geometry.block_offset(member.host_id)), block.mbal)
+    if block.mbal == 0 or block.progress >= last.progress:
+        member.check_fresh(lease.place, lease.sector_place(lease.geometry.block_offset(member.host_id)), block)
         last = block
     wanted: Block = last.changed(
         flags=RELEASED if last.accepted else last.flags,

@@ -47,7 +47,9 @@ class Table:
         return Ballot(LEASE, host, lver, mbal, (host, 1, 100 + host), 8, keep_mark, 1.0)
 
     def start(self, host: int, mbal: int, lver: int = LVER, keep_mark: bool = False) -> Running:
-        return self.world.start(decide(self.ballot(host, mbal, lver, keep_mark), self.sector(host)))
+        return self.world.start(
+            decide(self.ballot(host, mbal, lver, keep_mark), self.sector(host), lambda _block: None)
+        )
 
     def decide(self, host: int, mbal: int, lver: int = LVER, keep_mark: bool = False) -> Chosen:
         chosen: Chosen = self.start(host, mbal, lver, keep_mark).finish()

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from paxos.errors import StaleRead
+from paxos.errors import BallotReadFailed, StaleRead
 from paxos.geometry import MAX_HOSTS, MIB, Geometry, Place
 from paxos.liveness import HostState, HostTable
 from paxos.lockspace_area import LockspaceArea, Observation
-from paxos.records import Leader, bitmap_of, fresh_lockspace
+from paxos.records import EMPTY_BLOCK, Leader, bitmap_of, fresh_lockspace
+from paxos.steps import Read, Write
 from paxos.timing import Timing
 from tests.paxos.golden import image
 from tests.support.cluster import Cluster
@@ -383,10 +384,39 @@ def test_a_read_that_shows_less_than_we_wrote_is_stale() -> None:
     member, lease = host.member, cluster.lease
     block = lease.sector_place(lease.geometry.block_offset(1))
     held = host.acquire(lease)
-    member.check_fresh(lease.place, block, held.block.mbal)
+    member.check_fresh(lease.place, block, held.block)
     with pytest.raises(StaleRead) as raised:
-        member.check_fresh(lease.place, block, held.block.mbal - 1)
+        member.check_fresh(lease.place, block, held.block.changed(mbal=held.block.mbal - 1))
     assert (raised.value.found, raised.value.written) == (held.block.mbal - 1, held.block.mbal)
+
+
+def test_the_first_phase_of_a_ballot_is_older_than_its_second() -> None:
+    """A read that shows it would have us write over the value that we accepted."""
+    cluster = Cluster()
+    host = cluster.join(1)
+    place = cluster.lease.sector_place(cluster.lease.geometry.block_offset(1))
+    held = host.acquire(cluster.lease)
+    with pytest.raises(StaleRead):
+        host.member.check_fresh(cluster.lease.place, place, held.block.changed(bal=0, inp=0, inp2=0, inp3=0))
+
+
+def test_what_a_ballot_wrote_before_its_read_failed_is_remembered() -> None:
+    cluster = Cluster()
+    host = cluster.join(1)
+    member, lease = host.member, cluster.lease
+    reads = 0
+
+    def second_look_fails(step: Read | Write) -> str | None:
+        nonlocal reads
+        reads += isinstance(step, Read)
+        return "fail" if isinstance(step, Read) and reads == 2 else None
+
+    cluster.world.verdict = second_look_fails
+    with pytest.raises(BallotReadFailed):
+        host.acquire(lease)
+    assert member.ballots[lease.place].mbal == 1
+    with pytest.raises(StaleRead):
+        member.check_fresh(lease.place, lease.sector_place(lease.geometry.block_offset(1)), EMPTY_BLOCK)
 
 
 def test_an_empty_own_block_is_believed_when_it_is_seen_again() -> None:
@@ -397,5 +427,5 @@ def test_an_empty_own_block_is_believed_when_it_is_seen_again() -> None:
     block = lease.sector_place(lease.geometry.block_offset(1))
     host.acquire(lease)
     with pytest.raises(StaleRead):
-        member.check_fresh(lease.place, block, 0)
-    member.check_fresh(lease.place, block, 0)
+        member.check_fresh(lease.place, block, EMPTY_BLOCK)
+    member.check_fresh(lease.place, block, EMPTY_BLOCK)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from leases.sim.mutants import Edit, Mutant
 
-_READ_2 = "second = yield from _write_and_read(ballot, block, own_sector, phase=2)"
-_READ_1 = "first = yield from _write_and_read(ballot, block, own_sector, phase=1)"
+_READ_2 = "second = yield from _write_and_read(ballot, block, own_sector, wrote, phase=2)"
+_READ_1 = "first = yield from _write_and_read(ballot, block, own_sector, wrote, phase=1)"
 _WRITE = "yield from write_block(ballot.lease, ballot.host_id, block, own_sector, ballot.timeout)"
 
 MUTANTS = (
@@ -123,7 +123,7 @@ MUTANTS = (
         "own-ballots-forgotten",
         "a read that shows an earlier ballot of our own is believed",
         "a ballot number is used again, and what was accepted is wiped",
-        (Edit("paxos.liveness:Member.check_fresh", "if mbal >= written:", "if True:"),),
+        (Edit("paxos.liveness:Member.check_fresh", "if block.progress >= written.progress:", "if True:"),),
         "stale reads",
     ),
     Mutant(
