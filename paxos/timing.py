@@ -68,10 +68,10 @@ class Timing:
     def feed_margin(self) -> float:
         """A watchdog that leasehold feeds itself is fed for the last time this long before `renewal_fail`.
 
-        The reference's watchdog daemon keeps 10 s; with small io_timeouts that would leave no time to feed, with very
-        large ones it would not pay for clocks that run apart.
+        The reference's watchdog daemon keeps 10 s; with small io_timeouts that would leave no time to feed, and where
+        `host_dead` is very long it would not pay for clocks that run apart.
         """
-        return min(max(10.0, CLOCK_RATE_ERROR * self.host_dead), 2 * self.io_timeout)
+        return max(CLOCK_RATE_ERROR * self.host_dead, min(10.0, 2 * self.io_timeout))
 
     @property
     def pause_suspected(self) -> float:

@@ -281,6 +281,8 @@ def test_a_conversion_that_met_an_error_leaves_at_least_a_shared_lease(
 ) -> None:
     disk, volume = faulty
     lockspace, other = join(volume, 1), join(Volume(disk.devices["b"]), 2)
+    # a stranger that comes in the midst of it would be a reason to look whether we stood still
+    wait_for(lambda: any(host.host_id == 2 for host in lockspace.hosts.used()), "that the other host is seen")
     lease = lockspace.acquire("r0")
     for shared in (True, False):
         disk.fail_writes()

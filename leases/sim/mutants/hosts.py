@@ -121,7 +121,7 @@ MUTANTS = (
         (
             Edit(
                 "paxos.timing:Timing.feed_margin",
-                "min(max(10.0, CLOCK_RATE_ERROR * self.host_dead), 2 * self.io_timeout)",
+                "max(CLOCK_RATE_ERROR * self.host_dead, min(10.0, 2 * self.io_timeout))",
                 "0.0",
             ),
         ),
